@@ -1,0 +1,7 @@
+//! The `job-router` command.
+
+mod commands;
+
+fn main() -> std::process::ExitCode {
+    commands::main()
+}

@@ -1,0 +1,4 @@
+//! The generated messages of `proto/`; documented there.
+#![allow(missing_docs, clippy::all, unreachable_pub)]
+
+tonic::include_proto!("job_router.v1");
