@@ -88,7 +88,9 @@ pub struct Lease {
 }
 
 /// What Rails said of one pending job. Fields and limits: `docs/contract.md`.
-#[derive(Debug, Clone)]
+///
+/// Its `Debug` shows all but the payload, which holds secrets.
+#[derive(Clone)]
 pub struct PendingJob {
     /// The job's id.
     pub id: JobId,
@@ -224,6 +226,26 @@ impl Priority {
 impl fmt::Display for Priority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+// === impl PendingJob ===
+
+impl fmt::Debug for PendingJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingJob")
+            .field("id", &self.id)
+            .field("tenant", &self.tenant)
+            .field("project", &self.project)
+            .field("pipeline_id", &self.pipeline_id)
+            .field("capability", &self.capability)
+            .field("priority", &self.priority)
+            .field("queued_at_ms", &self.queued_at_ms)
+            .field("timeout_s", &self.timeout_s)
+            .field("max_attempts", &self.max_attempts)
+            .field("affinity", &self.affinity)
+            .field("traceparent", &self.traceparent)
+            .finish_non_exhaustive()
     }
 }
 
