@@ -1,0 +1,138 @@
+//! The values that metric labels may have: enums, never text from outside (invariant 9).
+
+/// A metric label with a fixed set of values.
+pub trait Label: Copy + 'static {
+    /// The label's name.
+    const NAME: &'static str;
+    /// All its values.
+    const ALL: &'static [Self];
+
+    /// The value as it stands in the metric.
+    fn as_str(self) -> &'static str;
+
+    /// Its place in [`ALL`](Self::ALL).
+    fn index(self) -> usize;
+}
+
+macro_rules! labels {
+    ($($(#[$doc:meta])* $name:ident: $type:ident { $($variant:ident = $text:literal,)+ })+) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $type {
+            $(#[doc = concat!("`", $text, "`")] $variant,)+
+        }
+
+        impl Label for $type {
+            const NAME: &'static str = stringify!($name);
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    )+};
+}
+
+labels! {
+    /// How a job ended.
+    outcome: Ended {
+        Success = "success",
+        Failed = "failed",
+        Canceled = "canceled",
+        RunnerLost = "runner_lost",
+        Undeliverable = "undeliverable",
+    }
+
+    /// Why a job was given back.
+    reason: GaveBack {
+        Declined = "declined",
+        AcceptTimeout = "accept_timeout",
+        SessionClosed = "session_closed",
+        Drain = "drain",
+        PodDead = "pod_dead",
+        SendFailed = "send_failed",
+    }
+
+    /// What became of a job whose lease ran out.
+    outcome: Expired {
+        Requeued = "requeued",
+        Failed = "failed",
+        Canceled = "canceled",
+    }
+
+    /// Why an inbox entry was refused, by class.
+    reason: Rejected {
+        TooLarge = "too_large",
+        NotJson = "not_json",
+        UnknownVersion = "unknown_version",
+        UnknownType = "unknown_type",
+        MissingField = "missing_field",
+        BadField = "bad_field",
+    }
+
+    /// The type of an inbox message.
+    type: InboxType {
+        JobPending = "job.pending",
+        JobCanceled = "job.canceled",
+        JobRunning = "job.running",
+        JobFinished = "job.finished",
+        RunnerUpserted = "runner.upserted",
+        RunnerDeleted = "runner.deleted",
+        TenantUpserted = "tenant.upserted",
+        ProjectUpserted = "project.upserted",
+        Unknown = "unknown",
+    }
+
+    /// Why a session ended.
+    reason: SessionClosed {
+        Goodbye = "goodbye",
+        Lost = "lost",
+        Drain = "drain",
+        Slow = "slow",
+        Protocol = "protocol",
+        Replaced = "replaced",
+        HelloTimeout = "hello_timeout",
+    }
+
+    /// A call to Redis: a script by its name, or any other command.
+    call: RedisCall {
+        FanOut = "fan_out",
+        Take = "take",
+        Start = "start",
+        Renew = "renew",
+        GiveBack = "give_back",
+        Finish = "finish",
+        Cancel = "cancel",
+        Expire = "expire",
+        OtherScript = "other_script",
+        Command = "command",
+    }
+
+    /// What went wrong in a call to Redis.
+    kind: RedisError {
+        Timeout = "timeout",
+        Connection = "connection",
+        Script = "script",
+        OutOfMemory = "out_of_memory",
+        Auth = "auth",
+        Other = "other",
+    }
+
+    /// What a pod did with a wake-up.
+    kind: Wake {
+        Received = "received",
+        PassedOn = "passed_on",
+    }
+
+    /// What a take brought.
+    outcome: Took {
+        Jobs = "jobs",
+        Empty = "empty",
+    }
+}
