@@ -63,7 +63,8 @@ numeric_id!(
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tenant(Arc<str>);
 
-/// Ownership of a job by one runner, for a time: 128 random bits, never used twice.
+/// Ownership of a job by one runner, for a time: 112 random bits, never used twice, behind the 16 bits of the
+/// job's partition, so that a runner's word about a lease finds its way on any pod.
 ///
 /// Scripts compare it for equality only. A counter kept in Redis would be no fence: after a
 /// failover the promoted replica hands out the same number again.
@@ -171,11 +172,17 @@ impl Tenant {
 // === impl LeaseId ===
 
 impl LeaseId {
-    /// A new lease id from the thread's cryptographic generator.
-    pub fn random() -> Self {
+    /// A new lease id for a job of this partition, from the thread's cryptographic generator.
+    pub fn random(partition: u16) -> Self {
         let mut bits = [0; 16];
-        rand::rng().fill_bytes(&mut bits);
+        bits[..2].copy_from_slice(&partition.to_be_bytes());
+        rand::rng().fill_bytes(&mut bits[2..]);
         Self(bits)
+    }
+
+    /// The partition its job lives in. From outside, it may be any number.
+    pub fn partition(self) -> u16 {
+        u16::from_be_bytes([self.0[0], self.0[1]])
     }
 }
 
@@ -295,7 +302,8 @@ mod tests {
 
     #[test]
     fn a_lease_id_reads_back_and_only_in_its_one_spelling() {
-        let id = LeaseId::random();
+        let id = LeaseId::random(7);
+        assert_eq!(id.partition(), 7);
         assert_eq!(id.to_string().parse(), Ok(id));
         assert!(
             id.to_string().to_uppercase().parse::<LeaseId>().is_err()

@@ -13,15 +13,20 @@
 
 mod client;
 mod error;
+mod keys;
 mod link;
+mod partition;
 mod private;
 mod reader;
 mod reply;
 mod script;
+pub mod scripts;
 mod settings;
 
 pub use client::Redis;
 pub use error::{RedisError, Refusal};
+pub use keys::Keys;
+pub use partition::{Due, Expired, FannedOut, Offer, Partition, Renewed, Report, Return, TakenJob};
 pub use private::{PrivateRedis, PrivateRedisError, PrivateRedisOptions};
 pub use reader::{BLOCK_MAX, ReadFrom, Reader};
 pub use reply::{Arg, Entry, Reply};

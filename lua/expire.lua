@@ -1,0 +1,44 @@
+-- expire: a runner has not been heard of for a whole lease: queue its job again, or fail it.
+--
+-- Called by stage `recover` with what a pod itself has seen unchanged for a whole lease on its own clock; the
+-- script checks that it is still so. Safe to repeat.
+--
+-- KEYS[1]  the partition   KEYS[2]  its pods
+-- ARGV[1]  pod             who calls; woken through the answer, not by mail
+-- ARGV[2]  ended_ttl_ms    how long an end is remembered
+-- ARGV[3…] per job, 3:     job id, lease id, beat as seen
+--
+-- Returns {outcomes, lanes}. Per job  'requeued', 'failed' or 'canceled'   what became of it
+--                                     GONE     it had ended
+--                                     STALE    another lease holds it, or its beat has moved
+--         lanes: those in which the calling pod waited and now has work.
+-- Cost O(jobs)
+--
+-- flags: allow-oom
+-- uses: base reply event score wake version project bucket index count job
+
+local me, ended_ttl_ms = ARGV[1], ARGV[2]
+local outcomes, mine = {}, {}
+
+local function expire(id, lease_id, beat)
+  local job = load_job(id)
+  if not job then return GONE end
+  if job.lease_id ~= lease_id or job.state == 'queued' or job.beat ~= beat then return STALE end
+  mail(job.pod, 'type', 'revoke', 'job', id, 'lease', lease_id, 'reason', 'expired')
+  if job.state == 'canceling' then
+    local reason = call('HGET', job_key(id), 'cancel_reason') or '""'
+    close(job, 'canceled', 'canceled', ',"reason":' .. reason, ended_ttl_ms)
+    return 'canceled'
+  end
+  if job.state == 'assigned' or job.starts < tonumber(call('HGET', job_key(id), 'max_attempts')) then
+    requeue(job, job.state == 'assigned' and 'accept_timeout' or 'runner_lost', me, mine)
+    return 'requeued'
+  end
+  close(job, 'failed', 'failed', ',"failure_reason":"runner_lost"', ended_ttl_ms)
+  return 'failed'
+end
+
+for i = 3, #ARGV, 3 do
+  outcomes[#outcomes + 1] = expire(unpack(ARGV, i, i + 2))
+end
+return { outcomes, mine }

@@ -1,0 +1,41 @@
+-- index: index queued buckets anew, a page at a time.
+--
+-- Called by stage `lanes` when a scope opens, and by `fan_out` when a project's scopes changed. Safe to repeat. Only
+-- adds: a bucket that stands in a lane it no longer belongs to is taken out when `take` meets it.
+--
+-- KEYS[1]  the partition   KEYS[2]  its pods
+-- ARGV[1]  pod             who calls; woken through the answer, not by mail
+-- ARGV[2]  after           the last member of the page before, or where to start, as a lexical bound: '-', '[12:', '(…'
+-- ARGV[3]  before          where to end: '+', '(12;'
+-- ARGV[4]  project         the project whose change is indexed, or ''
+--
+-- Returns {next, lanes}. next: the bound to go on from, '' when done; lanes: those in which the calling pod waited.
+-- Cost O(32 · scopes)
+--
+-- uses: base reply event score wake version project bucket index
+
+local me, after, before, changed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local PAGE = 32
+local mine, woken, fresh = {}, {}, {}
+local members = call('ZRANGEBYLEX', BUCKETS, after, before, 'LIMIT', 0, PAGE)
+
+for _, member in ipairs(members) do
+  local name = bucket_of_member(member)
+  local _, id = bucket_parts(name)
+  local facts = project(id)
+  if not fresh[id] then
+    fresh[id] = true
+    local open, list = open_scopes(id, facts.namespaces, facts.instance_runners, facts.group_runners)
+    call('HSET', P .. 'project:' .. id, 'open', open)
+    facts.open = list
+  end
+  local head = bucket_head(name)
+  if head then
+    index(name, head)
+    wake_for(name, me, woken, mine)
+  end
+end
+
+if #members == PAGE then return { '(' .. members[PAGE], mine } end
+if changed ~= '' then call('HDEL', P .. 'project:' .. changed, 'unindexed') end
+return { '', mine }

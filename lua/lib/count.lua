@@ -1,0 +1,47 @@
+-- count: which jobs run on instance runners, for fairness and caps.
+--
+-- running:<tenant>, running:<tenant>:<project>  sets of job ids, never counters: a repeat changes nothing
+
+local function count(tenant, id, job)
+  local t, running = tenant_of(tenant), project_running(tenant, id) -- read before they change
+  call('SADD', P .. 'running:' .. tenant, job)
+  call('SADD', P .. 'running:' .. tenant .. ':' .. id, job)
+  t.running = t.running + 1
+  t.projects[id] = running + 1
+end
+
+-- A project with a cap may have buckets that stand in no instance lane: place each anew.
+local function place_project(id)
+  for _, member in ipairs(call('ZRANGEBYLEX', BUCKETS, '[' .. id .. ':', '(' .. id .. ';', 'LIMIT', 0, STEPS)) do
+    local name = bucket_of_member(member)
+    local fp, _, priority = bucket_parts(name)
+    place_bucket('instance', fp, id, priority, bucket_head(name))
+  end
+end
+
+-- A tenant's buckets of one project in one lane may go sooner now.
+local function lower_project(fp, tenant, id)
+  local tenant_lane = lane_key('instance:' .. fp) .. ':' .. tenant
+  local members = { id .. ':-2', id .. ':-1', id .. ':0', id .. ':1', id .. ':2' }
+  for i, score in ipairs(call('ZMSCORE', tenant_lane, unpack(members))) do
+    if score then
+      local head = head_in(tonumber(score))
+      call('ZADD', tenant_lane, bucket_score(i - 3, project_running(tenant, id), head), members[i])
+    end
+  end
+end
+
+-- A job ended: its project's buckets and its tenant may go sooner now, or come back from a cap.
+local function uncount(tenant, id, job)
+  local removed = call('SREM', P .. 'running:' .. tenant, job)
+  call('SREM', P .. 'running:' .. tenant .. ':' .. id, job)
+  if removed == 0 then return end
+  tenants[tenant] = nil -- what was read before is old now
+  if project(id).max_running then place_project(id) end
+  -- A tenant in more lanes than STEPS waits in the rest for their next change.
+  for i, fp in ipairs(call('SMEMBERS', P .. 'tenant:' .. tenant .. ':lanes')) do
+    if i > STEPS then break end
+    lower_project(fp, tenant, id)
+    place_tenant(fp, tenant)
+  end
+end

@@ -1,0 +1,18 @@
+-- event: tell Rails. One entry on {jr:<p>}:events per move, in the same step as the move.
+--
+-- The stream is trimmed by `sweep`, not here: trimming is no work for the path of a job.
+
+local EVENTS = P .. 'events'
+
+-- `word` is the type's last word; `extra` is JSON members, each with a comma before it, or ''.
+local function emit(word, id, attempt, extra)
+  call('XADD', EVENTS, '*', 'v', '1', 'type', 'job.' .. word, 'data',
+    '{"event_id":"' .. id .. '.' .. attempt .. '.' .. NOW_TEXT .. '.' .. word .. '","at_ms":' .. NOW_TEXT ..
+    ',"id":' .. id .. ',"attempt":' .. attempt .. extra .. '}')
+end
+
+-- The members that say who holds the job.
+local function holder(lease_id, runner_id, system_id, pod)
+  return ',"lease_id":"' .. lease_id .. '","runner_id":' .. runner_id ..
+    ',"system_id":"' .. system_id .. '","pod":"' .. pod .. '"'
+end

@@ -1,0 +1,103 @@
+-- index: which buckets stand in which lanes, and in what order.
+--
+-- lane:<scope>:<fp>           zset  instance: tenants; group and project: '<project>:<priority>'
+-- lane:instance:<fp>:<tenant> zset  the tenant's '<project>:<priority>' there
+-- tenant:<key>:lanes          set   fingerprints in whose instance lane the tenant has queued jobs
+-- lanes                       hash  lane -> ms when it was opened or last seen in use
+-- capabilities                hash  fingerprint -> what its jobs need, as JSON
+--
+-- Scores are lower bounds: a job that starts somewhere else makes them too low, which `take` finds and
+-- mends; one that ends would make them too high, so `uncount` mends those at once.
+
+local LANES = P .. 'lanes'
+local CAPABILITIES = P .. 'capabilities'
+
+local function lane_key(lane)
+  return P .. 'lane:' .. lane
+end
+
+-- Puts a tenant where it belongs in an instance lane, by its first bucket there; takes it out when it
+-- has none, or has as many running jobs as it may.
+local function place_tenant(fp, tenant)
+  local lane = lane_key('instance:' .. fp)
+  local first = call('ZRANGE', lane .. ':' .. tenant, 0, 0, 'WITHSCORES')
+  if not first[1] then
+    call('ZREM', lane, tenant)
+    call('SREM', P .. 'tenant:' .. tenant .. ':lanes', fp)
+  elseif tenant_capped(tenant) then
+    call('ZREM', lane, tenant)
+  else
+    local t = tenant_of(tenant)
+    call('ZADD', lane, tenant_score(t.running, t.weight, head_in(tonumber(first[2]))), tenant)
+  end
+end
+
+-- First use of a lane: all pods learn of it, so that their runners can match it.
+local function open_lane(lane, fp)
+  if call('HSETNX', LANES, lane, NOW_TEXT) == 0 then return end
+  local capability = call('HGET', CAPABILITIES, fp)
+  for _, pod in ipairs(call('ZRANGE', KEYS[2], 0, STEPS - 1)) do
+    mail(pod, 'type', 'lane', 'lane', lane, 'capability', capability)
+  end
+end
+
+-- Puts a bucket where it belongs in one lane. `head` is the queue time of its first queued job.
+local function place_bucket(scope, fp, id, priority, head)
+  local lane, member = scope .. ':' .. fp, id .. ':' .. priority
+  head = head_of(head)
+  if scope ~= 'instance' then
+    call('ZADD', lane_key(lane), fifo_score(priority, head), member)
+    return
+  end
+  local tenant = project(id).tenant
+  local tenant_lane = lane_key(lane) .. ':' .. tenant
+  if project_capped(tenant, id) then
+    call('ZREM', tenant_lane, member)
+  else
+    local added = call('ZADD', tenant_lane, bucket_score(priority, project_running(tenant, id), head), member)
+    if added == 1 then call('SADD', P .. 'tenant:' .. tenant .. ':lanes', fp) end
+  end
+  place_tenant(fp, tenant)
+end
+
+-- A bucket's first queued job is another one now: put it where it belongs in all its lanes, or take it out
+-- of them when none is queued (`head` nil).
+local function reindex(name, head)
+  local fp, id, priority = bucket_parts(name)
+  local facts = project(id)
+  if head then
+    for _, scope in ipairs(facts.open) do place_bucket(scope, fp, id, priority, head) end
+    return
+  end
+  call('ZREM', BUCKETS, bucket_member(fp, id, priority))
+  for _, scope in ipairs(facts.open) do
+    local key, member = lane_key(scope .. ':' .. fp), id .. ':' .. priority
+    if scope == 'instance' then
+      call('ZREM', key .. ':' .. facts.tenant, member)
+      place_tenant(fp, facts.tenant)
+    else
+      call('ZREM', key, member)
+    end
+  end
+end
+
+-- A bucket turned from empty to not empty, or got a new scope: index it, opening its lanes where needed.
+local function index(name, head)
+  local fp, id, priority = bucket_parts(name)
+  call('ZADD', BUCKETS, 0, bucket_member(fp, id, priority))
+  for _, scope in ipairs(project(id).open) do open_lane(scope .. ':' .. fp, fp) end
+  reindex(name, head)
+end
+
+-- Wakes one waiting pod per lane of this bucket. `woken` remembers the lanes done in this call. Answers
+-- the lanes in which `me` was the best one waiting.
+local function wake_for(name, me, woken, mine)
+  local fp, id = bucket_parts(name)
+  for _, scope in ipairs(project(id).open) do
+    local lane = scope .. ':' .. fp
+    if not woken[lane] then
+      woken[lane] = true
+      if wake_one(lane, me) then mine[#mine + 1] = lane end
+    end
+  end
+end

@@ -1,0 +1,79 @@
+-- project: who may run a project's jobs, and who pays.
+--
+-- project:<id>  hash  tenant, namespaces (ids joined by ','), instance_runners, group_runners (0 or 1),
+--                     version (inbox entry id of the newest message), max_running, open (its scopes that some
+--                     runner has, joined by ' '), unindexed (1 until its buckets follow a change)
+-- tenant:<key>  hash  weight, max_running, version
+
+local SCOPES = P .. 'scopes'
+local projects = {}
+local tenants = {}
+
+-- The scopes of these facts that some runner has, as a string and a list.
+local function open_scopes(id, namespaces, instance_runners, group_runners)
+  local wanted = { 'project:' .. id }
+  if instance_runners == '1' then wanted[#wanted + 1] = 'instance' end
+  if group_runners == '1' then
+    for namespace in string.gmatch(namespaces, '%d+') do wanted[#wanted + 1] = 'group:' .. namespace end
+  end
+  local seen = call('ZMSCORE', SCOPES, unpack(wanted))
+  local open = {}
+  for i, scope in ipairs(wanted) do
+    if seen[i] then open[#open + 1] = scope end
+  end
+  return table.concat(open, ' '), open
+end
+
+local function split(text)
+  local words = {}
+  for word in string.gmatch(text, '%S+') do words[#words + 1] = word end
+  return words
+end
+
+-- A project as it is now; read once per call.
+local function project(id)
+  local known = projects[id]
+  if known then return known end
+  local f = call('HMGET', P .. 'project:' .. id,
+    'tenant', 'namespaces', 'instance_runners', 'group_runners', 'version', 'max_running', 'open', 'unindexed')
+  known = {
+    tenant = f[1], namespaces = f[2], instance_runners = f[3], group_runners = f[4], version = f[5],
+    max_running = tonumber(f[6] or ''), open = split(f[7] or ''), unindexed = f[8],
+  }
+  projects[id] = known
+  return known
+end
+
+-- A tenant as it is now; read once per call. `running` counts its jobs on instance runners.
+local function tenant_of(key)
+  local known = tenants[key]
+  if known then return known end
+  local f = call('HMGET', P .. 'tenant:' .. key, 'weight', 'max_running')
+  known = {
+    weight = tonumber(f[1] or '') or 1, max_running = tonumber(f[2] or ''),
+    running = call('SCARD', P .. 'running:' .. key), projects = {},
+  }
+  tenants[key] = known
+  return known
+end
+
+-- How many jobs of this project run on instance runners; read once per call.
+local function project_running(tenant, id)
+  local counts = tenant_of(tenant).projects
+  local count = counts[id]
+  if not count then
+    count = call('SCARD', P .. 'running:' .. tenant .. ':' .. id)
+    counts[id] = count
+  end
+  return count
+end
+
+local function tenant_capped(tenant)
+  local t = tenant_of(tenant)
+  return t.max_running and t.running >= t.max_running
+end
+
+local function project_capped(tenant, id)
+  local cap = project(id).max_running
+  return cap and project_running(tenant, id) >= cap
+end

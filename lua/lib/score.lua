@@ -1,0 +1,43 @@
+-- score: who is next, as one number per zset member. The lowest goes first. Mirrored by `fairness`.
+--
+-- A double holds 53 bits exactly: 13 or 3+10 bits of rank above 40 bits of the head's queue time in ms.
+
+local EPOCH_MS = 1735689600000 -- 2025-01-01; 40 bits of ms last until 2059
+local HEAD_SPAN = 2 ^ 40
+local PRIORITY_SPAN = 2 ^ 50
+
+-- Queue time as 40 bits.
+local function head_of(queued_at_ms)
+  local head = queued_at_ms - EPOCH_MS
+  if head < 0 then return 0 end
+  if head >= HEAD_SPAN then return HEAD_SPAN - 1 end
+  return head
+end
+
+-- running / weight as 13 bits: a small float, 8 bits of mantissa, so equal up to one part in 256.
+local function share_rank(running, weight)
+  local mantissa, exponent = math.frexp(1 + 64 * running / weight)
+  local rank = (exponent - 1) * 256 + math.floor((mantissa - 0.5) * 512)
+  if rank > 8191 then return 8191 end
+  return rank
+end
+
+-- Tenant in an instance lane: smallest share first, then oldest head.
+local function tenant_score(running, weight, head)
+  return share_rank(running, weight) * HEAD_SPAN + head
+end
+
+-- Bucket of a tenant in an instance lane: priority, then the project's running jobs, then oldest head.
+local function bucket_score(priority, running, head)
+  if running > 1023 then running = 1023 end
+  return (2 - priority) * PRIORITY_SPAN + running * HEAD_SPAN + head
+end
+
+-- Bucket in a group or project lane: priority, then oldest head.
+local function fifo_score(priority, head)
+  return (2 - priority) * PRIORITY_SPAN + head
+end
+
+local function head_in(score)
+  return score % HEAD_SPAN
+end

@@ -1,0 +1,50 @@
+-- renew: keep jobs that a runner holds alive for another lease, on this pod from now on.
+--
+-- Called by stage `running` once per batch of beats, and when a runner resumes its jobs on a new session.
+-- Safe to repeat; a late call cannot revive a job that another lease has since taken.
+--
+-- KEYS[1]  the partition   KEYS[2]  its pods
+-- ARGV[1]  pod             who holds the runner's session now
+-- ARGV[2]  lease_ms        how much longer to hold
+-- ARGV[3…] per job, 2:     job id, lease id
+--
+-- Returns, per job  {OK, state, ms left of a cancel's grace or 0, reason or ''}   state: running or canceling
+--                   {GONE}     it ended
+--                   {STALE}    it is queued, another lease holds it, or it was never started
+-- Cost O(jobs)
+--
+-- flags: allow-oom
+-- uses: base reply event score wake version project bucket index count job
+
+local me, lease_ms = ARGV[1], ARGV[2]
+local outcomes = {}
+
+local function renew(job)
+  local key = job_key(job.id)
+  call('HINCRBY', key, 'beat', 1)
+  if job.pod ~= me then
+    call('HDEL', P .. 'pod:' .. job.pod .. ':jobs', job.lease_id)
+    call('HSET', P .. 'pod:' .. me .. ':jobs', job.lease_id, job.id)
+    call('HSET', key, 'pod', me)
+  end
+  if job.state == 'running' then
+    call('ZADD', DEADLINES, NOW + lease_ms, job.id)
+    return { OK, 'running', 0, '' }
+  end
+  local left = call('ZSCORE', DEADLINES, job.id) - NOW
+  return { OK, 'canceling', math.max(0, left), call('HGET', key, 'cancel_reason') or '""' }
+end
+
+for i = 3, #ARGV, 2 do
+  local job = load_job(ARGV[i])
+  local outcome
+  if not job then
+    outcome = { GONE }
+  elseif job.lease_id ~= ARGV[i + 1] or job.state == 'queued' or job.state == 'assigned' then
+    outcome = { STALE }
+  else
+    outcome = renew(job)
+  end
+  outcomes[#outcomes + 1] = outcome
+end
+return outcomes

@@ -1,0 +1,42 @@
+-- start: record that a runner accepted its job; only after this may it run.
+--
+-- Called by stage `start` once per batch of accepted jobs. Safe to repeat: a job already started under this
+-- lease is OK again.
+--
+-- KEYS[1]  the partition   KEYS[2]  its pods
+-- ARGV[1]  lease_ms        how long the lease lasts without a beat
+-- ARGV[2…] per job, 2:     job id, lease id ('' when Rails says that its runner started the job)
+--
+-- Returns, per job  OK        running
+--                   GONE      it ended, canceled perhaps: do not start
+--                   STALE     given back, or another lease holds it: do not start
+--                   REFUSED   it is being canceled: do not start
+-- Cost O(jobs)
+--
+-- flags: allow-oom
+-- uses: base reply event score wake version project bucket index count job
+
+local lease_ms = ARGV[1]
+local outcomes = {}
+
+for i = 2, #ARGV, 2 do
+  local job = load_job(ARGV[i])
+  local by_rails = ARGV[i + 1] == ''
+  local outcome
+  if not job then
+    outcome = GONE
+  elseif not by_rails and job.lease_id ~= ARGV[i + 1] or job.state == 'queued' then
+    outcome = STALE
+  elseif job.state == 'canceling' then
+    outcome = REFUSED
+  else
+    outcome = OK
+    if job.state == 'assigned' then
+      call('HSET', job_key(job.id), 'state', 'running', 'beat', 0, 'starts', job.starts + 1, 'since_ms', NOW_TEXT)
+      call('ZADD', DEADLINES, NOW + lease_ms, job.id)
+      emit('running', job.id, job.attempt, holder_of(job))
+    end
+  end
+  outcomes[#outcomes + 1] = outcome
+end
+return outcomes

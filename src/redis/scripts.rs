@@ -1,0 +1,135 @@
+//! The scripts, glued together from `lua/` at compile time, and what they answer.
+
+use super::{RedisError, Reply, Script};
+
+/// The libraries in `lua/lib/`, glued in the order in which they build on each other.
+macro_rules! libs {
+    ($($name:literal)*) => { concat!($(include_str!(concat!("../../lua/lib/", $name, ".lua")), "\n",)*) };
+}
+
+/// A script: its first line with the flags, its libraries, its body. `tests/tidy.rs` checks that the flags and
+/// libraries are those its header names.
+macro_rules! script {
+    ($name:literal, $flags:literal, none) => { script!(@ $name, $flags, "") };
+    ($name:literal, $flags:literal, base) => { script!(@ $name, $flags, libs!("base")) };
+    ($name:literal, $flags:literal, wake) => { script!(@ $name, $flags, libs!("base" "wake")) };
+    ($name:literal, $flags:literal, registry) => { script!(@ $name, $flags, libs!("reply" "version")) };
+    ($name:literal, $flags:literal, project) => {
+        script!(@ $name, $flags, libs!("base" "reply" "version" "project"))
+    };
+    ($name:literal, $flags:literal, index) => {
+        script!(@ $name, $flags, libs!("base" "reply" "event" "score" "wake" "version" "project" "bucket" "index"))
+    };
+    ($name:literal, $flags:literal, job) => {
+        script!(@ $name, $flags,
+            libs!("base" "reply" "event" "score" "wake" "version" "project" "bucket" "index" "count" "job"))
+    };
+    (@ $name:literal, $flags:literal, $libs:expr) => {
+        Script::new($name, concat!("#!lua", $flags, "\n", $libs, include_str!(concat!("../../lua/", $name, ".lua"))))
+    };
+}
+
+/// Puts pending jobs into their buckets.
+pub static FAN_OUT: Script = script!("fan_out", "", job);
+/// Moves jobs from their buckets to free slots.
+pub static TAKE: Script = script!("take", " flags=allow-oom", job);
+/// Records that accepted jobs run.
+pub static START: Script = script!("start", " flags=allow-oom", job);
+/// Keeps held jobs alive.
+pub static RENEW: Script = script!("renew", " flags=allow-oom", job);
+/// Returns assigned jobs to their places.
+pub static GIVE_BACK: Script = script!("give_back", " flags=allow-oom", job);
+/// Records the end of jobs.
+pub static FINISH: Script = script!("finish", " flags=allow-oom", job);
+/// Cancels a job.
+pub static CANCEL: Script = script!("cancel", " flags=allow-oom", job);
+/// Ends leases that ran out.
+pub static EXPIRE: Script = script!("expire", " flags=allow-oom", job);
+/// Lists jobs whose deadline is near.
+pub static DUE: Script = script!("due", " flags=allow-oom", job);
+/// Says that a pod is alive.
+pub static HEARTBEAT: Script = script!("heartbeat", " flags=allow-oom", base);
+/// Cleans up after a pod.
+pub static BURY: Script = script!("bury", " flags=allow-oom", job);
+/// Opens a scope.
+pub static SCOPE: Script = script!("scope", "", project);
+/// Indexes a page of buckets.
+pub static INDEX: Script = script!("index", "", index);
+/// Looks for stuck lanes, closes idle ones, trims the events.
+pub static SWEEP: Script = script!("sweep", " flags=allow-oom", index);
+/// Wakes a waiting pod.
+pub static WAKE: Script = script!("wake", " flags=allow-oom", wake);
+/// Stores a tenant's weight and cap.
+pub static TENANT: Script = script!("tenant", "", index);
+/// Stores a project's switches and cap.
+pub static PROJECT: Script = script!("project", "", project);
+/// Stores a runner's record.
+pub static RUNNER_UPSERT: Script = script!("runner_upsert", "", registry);
+/// Finds a runner by its token's hash.
+pub static RUNNER_FIND: Script = script!("runner_find", " flags=no-writes", none);
+
+/// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
+pub static ALL: [&Script; 19] = [
+    &FAN_OUT,
+    &TAKE,
+    &START,
+    &RENEW,
+    &GIVE_BACK,
+    &FINISH,
+    &CANCEL,
+    &EXPIRE,
+    &DUE,
+    &HEARTBEAT,
+    &BURY,
+    &SCOPE,
+    &INDEX,
+    &SWEEP,
+    &WAKE,
+    &TENANT,
+    &PROJECT,
+    &RUNNER_UPSERT,
+    &RUNNER_FIND,
+];
+
+/// What a script answers for one job. The words of `lua/lib/reply.lua`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done, now or by an earlier call with the same arguments.
+    Ok,
+    /// No such job: it ended, or was never here.
+    Gone,
+    /// Another lease holds it now; nothing changed.
+    Stale,
+    /// The move is not legal in the job's state; nothing changed.
+    Refused,
+    /// The job is here already; nothing changed.
+    Known,
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Gone, Self::Stale, Self::Refused, Self::Known];
+
+    /// Its word in Lua.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Gone => "GONE",
+            Self::Stale => "STALE",
+            Self::Refused => "REFUSED",
+            Self::Known => "KNOWN",
+        }
+    }
+}
+
+impl TryFrom<&Reply> for Outcome {
+    type Error = RedisError;
+
+    fn try_from(reply: &Reply) -> Result<Self, RedisError> {
+        let word = reply.as_str()?;
+        let found = Self::ALL.into_iter().find(|outcome| outcome.word() == word);
+        found.ok_or(RedisError::Unexpected { wanted: "an outcome", got: "another word" })
+    }
+}

@@ -1,0 +1,471 @@
+//! The scripts, one at a time: a world in, one script, the world out, against a real Redis; and each call again.
+
+mod support;
+
+use std::time::Duration;
+
+use job_router::job::{Lease, LeaseId, Priority, ProjectId, Tenant};
+use job_router::redis::scripts::Outcome;
+use job_router::redis::{Expired, Renewed, Report, Return, TakenJob};
+use job_router::runner::{Lane, Scope};
+use support::{World, instance_lane, job, name, of_tenant, offers};
+
+const LEASE: Duration = Duration::from_secs(60);
+const TTL: Duration = Duration::from_secs(3600);
+const ACCEPT: Duration = Duration::from_secs(5);
+
+async fn instance_world() -> World {
+    World::with_scopes(&[Scope::Instance]).await
+}
+
+async fn take_from(world: &World, lane: Lane, n: usize) -> Vec<TakenJob> {
+    world.partition.take(&name("pod"), ACCEPT, 0, &[lane], &offers(n)).await.expect("takes").0
+}
+
+async fn take(world: &World, n: usize) -> Vec<TakenJob> {
+    take_from(world, instance_lane(), n).await
+}
+
+async fn take_one(world: &World) -> Lease {
+    let taken = take(world, 1).await;
+    assert_eq!(taken.len(), 1, "a job was queued");
+    taken[0].lease
+}
+
+async fn start(world: &World, lease: Lease) -> Outcome {
+    world.partition.start(LEASE, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts")[0]
+}
+
+async fn running(world: &World) -> Lease {
+    let lease = take_one(world).await;
+    assert_eq!(start(world, lease).await, Outcome::Ok);
+    lease
+}
+
+fn success(lease: Lease) -> Report {
+    Report {
+        job_id: lease.job_id,
+        lease_id: Some(lease.lease_id),
+        status: "success",
+        exit_code: 0,
+        failure_reason: String::new(),
+    }
+}
+
+async fn finish(world: &World, lease: Lease) -> Outcome {
+    world.partition.finish(TTL, &[success(lease)]).await.expect("finishes")[0]
+}
+
+async fn give_back(world: &World, lease: Lease) -> Outcome {
+    let back = Return { lease, reason: "declined", failed_delivery: true };
+    world.partition.give_back(&name("pod"), 3, TTL, &[back]).await.expect("gives back").0[0]
+}
+
+async fn cancel(world: &World, id: u64) -> Outcome {
+    world.partition.cancel(job_router::job::JobId(id), "not \"needed\"", LEASE, TTL).await.expect("cancels")
+}
+
+fn ids(taken: &[TakenJob]) -> Vec<u64> {
+    taken.iter().map(|job| job.lease.job_id.0).collect()
+}
+
+/// What may stay of a job that ended: nothing but its record and what belongs to its project and lane.
+async fn assert_only_records_left(world: &World) {
+    let left: Vec<String> = world.snapshot().await.into_keys().collect();
+    let stays = |key: &String| {
+        ["pods", "lanes", "capabilities", "scopes", "events"].contains(&key.as_str())
+            || ["ended:", "project:", "mail:", "waiting:"].iter().any(|prefix| key.starts_with(prefix))
+    };
+    let leaked: Vec<&String> = left.iter().filter(|key| !stays(key)).collect();
+    assert!(leaked.is_empty(), "left behind: {leaked:?}");
+}
+
+#[tokio::test]
+async fn a_job_goes_its_whole_way_and_leaves_only_a_record() {
+    let world = instance_world().await;
+    assert_eq!(world.queue(job(1)).await.outcomes, [Outcome::Ok]);
+    let taken = take(&world, 1).await;
+    assert_eq!(ids(&taken), [1]);
+    assert_eq!(&taken[0].payload[..], br#"{"steps":[]}"#);
+    assert_eq!((taken[0].attempt, taken[0].timeout), (1, Duration::from_secs(3600)));
+    let lease = taken[0].lease;
+    assert_eq!(start(&world, lease).await, Outcome::Ok);
+    let renewed = world.partition.renew(&name("pod"), LEASE, &[lease]).await.expect("renews");
+    assert_eq!(renewed, [Renewed::Running]);
+    assert_eq!(finish(&world, lease).await, Outcome::Ok);
+    assert_eq!(
+        world.events().await,
+        ["1 job.queued", "1 job.assigned", "1 job.running", "1 job.finished"].map(|e| e.replace("job.", ""))
+    );
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn every_call_of_a_life_repeated_changes_nothing_more() {
+    let world = instance_world().await;
+    let entry = [("1780000000000-0".to_owned(), job(1))];
+    world.partition.fan_out(&name("pod"), &entry).await.expect("fans out");
+    let queued = world.snapshot().await;
+    let again = world.partition.fan_out(&name("pod"), &entry).await.expect("fans out");
+    assert_eq!(again.outcomes, [Outcome::Known]);
+    assert_eq!(world.snapshot().await, queued);
+
+    let slots = offers(2);
+    let first = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &slots).await.expect("takes").0;
+    let assigned = world.snapshot().await;
+    let second = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &slots).await.expect("takes").0;
+    assert_eq!((ids(&first), first[0].lease), (ids(&second), second[0].lease));
+    assert_eq!(world.snapshot().await, assigned);
+
+    let lease = first[0].lease;
+    assert_eq!(start(&world, lease).await, Outcome::Ok);
+    let mut started = world.snapshot().await;
+    assert_eq!(start(&world, lease).await, Outcome::Ok);
+    assert_eq!(world.snapshot().await, started);
+
+    assert_eq!(finish(&world, lease).await, Outcome::Ok);
+    started = world.snapshot().await;
+    assert_eq!(finish(&world, lease).await, Outcome::Ok);
+    assert_eq!(world.snapshot().await, started);
+}
+
+#[tokio::test]
+async fn a_pending_job_that_ended_lately_is_not_queued_again() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = running(&world).await;
+    finish(&world, lease).await;
+    assert_eq!(world.queue(job(1)).await.outcomes, [Outcome::Known]);
+    assert!(take(&world, 1).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_wrong_lease_moves_nothing() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = take_one(&world).await;
+    let other = Lease { lease_id: LeaseId::random(0), ..lease };
+    let before = world.snapshot().await;
+    assert_eq!(start(&world, other).await, Outcome::Stale);
+    assert_eq!(finish(&world, other).await, Outcome::Stale);
+    assert_eq!(give_back(&world, other).await, Outcome::Stale);
+    assert_eq!(world.partition.renew(&name("pod"), LEASE, &[other]).await.expect("renews"), [Renewed::NotYours]);
+    assert_eq!(world.snapshot().await, before);
+}
+
+#[tokio::test]
+async fn a_runner_cannot_finish_what_it_did_not_start() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = take_one(&world).await;
+    assert_eq!(finish(&world, lease).await, Outcome::Refused);
+    assert_eq!(world.fields(1).await["state"], "assigned");
+}
+
+#[tokio::test]
+async fn a_given_back_job_keeps_its_place() {
+    let world = instance_world().await;
+    for id in 1..=4 {
+        world.queue(job(id)).await;
+    }
+    let taken = take(&world, 3).await;
+    assert_eq!(ids(&taken), [1, 2, 3]);
+    assert_eq!(give_back(&world, taken[1].lease).await, Outcome::Ok);
+    assert_eq!(give_back(&world, taken[0].lease).await, Outcome::Ok);
+    assert_eq!(give_back(&world, taken[0].lease).await, Outcome::Ok, "repeated");
+    assert_eq!(start(&world, taken[0].lease).await, Outcome::Stale);
+    assert_eq!(ids(&take(&world, 4).await), [1, 2, 4]);
+    assert_eq!(world.fields(1).await["attempt"], "2");
+}
+
+#[tokio::test]
+async fn a_job_nobody_can_be_handed_fails_as_undeliverable() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    for _ in 0..4 {
+        let lease = take_one(&world).await;
+        assert_eq!(give_back(&world, lease).await, Outcome::Ok);
+    }
+    assert!(take(&world, 1).await.is_empty());
+    assert_eq!(world.events().await.last().expect("events"), "1 failed");
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn cancel_ends_a_queued_job_and_its_place() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    world.queue(job(2)).await;
+    assert_eq!(cancel(&world, 1).await, Outcome::Ok);
+    assert_eq!(cancel(&world, 1).await, Outcome::Gone);
+    assert_eq!(ids(&take(&world, 2).await), [2]);
+    let lease = Lease { job_id: job(2).id, lease_id: world.fields(2).await["lease_id"].parse().expect("a lease id") };
+    start(&world, lease).await;
+    finish(&world, lease).await;
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn cancel_of_an_assigned_job_wins_over_its_start() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = take_one(&world).await;
+    assert_eq!(cancel(&world, 1).await, Outcome::Ok);
+    assert_eq!(start(&world, lease).await, Outcome::Gone);
+    let mail = world.snapshot().await.remove("mail:pod").expect("mail");
+    assert!(mail.contains("revoke") && mail.contains(&lease.lease_id.to_string()), "{mail}");
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_running_job_is_canceled_when_it_stops_whatever_it_reports() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = running(&world).await;
+    assert_eq!(cancel(&world, 1).await, Outcome::Ok);
+    assert_eq!(cancel(&world, 1).await, Outcome::Ok);
+    assert_eq!(start(&world, lease).await, Outcome::Refused);
+    let renewed = world.partition.renew(&name("pod"), LEASE, &[lease]).await.expect("renews");
+    assert!(matches!(&renewed[..], [Renewed::Canceling { reason, .. }] if reason == "not \"needed\""), "{renewed:?}");
+    assert_eq!(finish(&world, lease).await, Outcome::Ok);
+    assert_eq!(world.events().await[3..], ["1 canceled"]);
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_cancel_before_its_pending_refuses_the_late_one() {
+    let world = instance_world().await;
+    assert_eq!(cancel(&world, 1).await, Outcome::Ok);
+    assert_eq!(world.queue(job(1)).await.outcomes, [Outcome::Known]);
+    assert!(take(&world, 1).await.is_empty());
+    assert_eq!(world.events().await, ["1 canceled"]);
+}
+
+#[tokio::test]
+async fn rails_may_end_a_job_in_any_state_and_before_it_is_pending() {
+    let world = instance_world().await;
+    for id in 1..=3 {
+        world.queue(job(id)).await;
+    }
+    let taken = take(&world, 2).await;
+    start(&world, taken[0].lease).await;
+    let reports: Vec<Report> = (1..=4)
+        .map(|id| Report {
+            job_id: job(id).id,
+            lease_id: None,
+            status: "failed",
+            exit_code: 2,
+            failure_reason: "x".into(),
+        })
+        .collect();
+    let outcomes = world.partition.finish(TTL, &reports).await.expect("finishes");
+    assert_eq!(outcomes, [Outcome::Ok, Outcome::Ok, Outcome::Ok, Outcome::Gone]);
+    assert_eq!(world.queue(job(4)).await.outcomes, [Outcome::Known]);
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn an_expired_lease_fails_the_job_or_queues_it_again_by_its_attempts() {
+    let world = instance_world().await;
+    let mut twice = job(2);
+    twice.max_attempts = 2;
+    world.queue(job(1)).await;
+    world.queue(twice).await;
+    let (first, second) = (running(&world).await, running(&world).await);
+    let due = world.partition.due(LEASE * 2, 10).await.expect("due");
+    assert_eq!(due.len(), 2);
+    let seen = [(first, "0".to_owned()), (second, "7".to_owned())];
+    let (expired, _) = world.partition.expire(&name("pod"), TTL, &seen).await.expect("expires");
+    assert_eq!(expired, [Expired::Failed, Expired::Not], "the second has beaten since");
+    let (expired, _) = world.partition.expire(&name("pod"), TTL, &[(second, "0".to_owned())]).await.expect("expires");
+    assert_eq!(expired, [Expired::Requeued]);
+    assert_eq!(finish(&world, second).await, Outcome::Stale);
+    let third = running(&world).await;
+    assert_eq!(third.job_id, second.job_id);
+    let (expired, _) = world.partition.expire(&name("pod"), TTL, &[(third, "0".to_owned())]).await.expect("expires");
+    assert_eq!(expired, [Expired::Failed]);
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_resumed_job_belongs_to_its_new_pod() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = running(&world).await;
+    world.heartbeat("other").await;
+    assert_eq!(world.partition.renew(&name("other"), LEASE, &[lease]).await.expect("renews"), [Renewed::Running]);
+    let after = world.snapshot().await;
+    assert!(!after.contains_key("pod:pod:jobs"));
+    assert!(after["pod:other:jobs"].contains(&lease.lease_id.to_string()));
+}
+
+#[tokio::test]
+async fn a_tenant_with_fewer_running_jobs_goes_first_however_many_projects_the_other_has() {
+    let world = instance_world().await;
+    for id in 1..=20 {
+        world.queue(of_tenant(job(id), 1, id)).await;
+    }
+    for id in 21..=22 {
+        world.queue(of_tenant(job(id), 2, 50)).await;
+    }
+    assert_eq!(ids(&take(&world, 5).await), [1, 21, 2, 22, 3]);
+}
+
+#[tokio::test]
+async fn weights_share_and_caps_hold_until_a_job_ends() {
+    let world = instance_world().await;
+    let tenant = Tenant::of_namespace(1);
+    for id in 1..=6 {
+        world.queue(of_tenant(job(id), 1, 1)).await;
+        world.queue(of_tenant(job(id + 10), 2, 2)).await;
+    }
+    assert_eq!(world.partition.tenant(&tenant, "5-0", 2, None).await.expect("stores"), Outcome::Ok);
+    assert_eq!(world.partition.tenant(&tenant, "4-0", 9, Some(1)).await.expect("stores"), Outcome::Stale);
+    let taken = take(&world, 6).await;
+    assert_eq!(
+        taken.iter().filter(|job| job.lease.job_id.0 < 10).count(),
+        4,
+        "weight 2 of 3 in six: {:?}",
+        ids(&taken)
+    );
+    assert_eq!(world.partition.tenant(&tenant, "6-0", 2, Some(4)).await.expect("stores"), Outcome::Ok);
+    assert_eq!(ids(&take(&world, 9).await), [13, 14, 15, 16], "tenant 1 is at its cap");
+    let ours = taken.iter().find(|job| job.lease.job_id.0 < 10).expect("tenant 1 has jobs").lease;
+    start(&world, ours).await;
+    finish(&world, ours).await;
+    assert_eq!(ids(&take(&world, 9).await), [5], "and comes back the moment one ends");
+}
+
+#[tokio::test]
+async fn a_capped_project_is_left_out_and_comes_back() {
+    let world = instance_world().await;
+    for id in 1..=3 {
+        world.queue(of_tenant(job(id), 1, 1)).await;
+        world.queue(of_tenant(job(id + 10), 1, 2)).await;
+    }
+    let tenant = Tenant::of_namespace(1);
+    let outcome = world.partition.project(ProjectId(1), "1790000000000-0", &tenant, None, None, Some(1)).await;
+    assert_eq!(outcome.expect("stores"), Outcome::Ok);
+    world.partition.index(&name("pod"), Some(ProjectId(1))).await.expect("indexes");
+    let taken = take(&world, 6).await;
+    assert_eq!(ids(&taken), [1, 11, 12, 13]);
+    start(&world, taken[0].lease).await;
+    finish(&world, taken[0].lease).await;
+    assert_eq!(ids(&take(&world, 6).await), [2]);
+}
+
+#[tokio::test]
+async fn priority_goes_first_within_a_tenant_and_never_across() {
+    let world = instance_world().await;
+    let mut deploy = of_tenant(job(3), 2, 2);
+    deploy.priority = Priority::new(2).expect("in range");
+    world.queue(of_tenant(job(1), 1, 1)).await;
+    world.queue(of_tenant(job(2), 2, 2)).await;
+    world.queue(deploy).await;
+    assert_eq!(ids(&take(&world, 3).await), [1, 3, 2]);
+}
+
+#[tokio::test]
+async fn a_job_stands_in_the_lanes_of_all_its_scopes_and_is_taken_once() {
+    let scopes = [Scope::Instance, Scope::Group(1), Scope::Project(1)];
+    let world = World::with_scopes(&scopes).await;
+    for id in 1..=3 {
+        world.queue(job(id)).await;
+    }
+    let lane = |scope| Lane { scope, fingerprint: instance_lane().fingerprint };
+    for (n, scope) in scopes.into_iter().enumerate() {
+        assert_eq!(ids(&take_from(&world, lane(scope), 1).await), [n as u64 + 1]);
+    }
+    for scope in scopes {
+        assert!(take_from(&world, lane(scope), 1).await.is_empty());
+    }
+    assert_eq!(world.snapshot().await["running:ns%3A1"], "1", "only the job on an instance runner counts");
+}
+
+#[tokio::test]
+async fn a_scope_that_opens_late_finds_what_was_queued_before() {
+    let world = World::with_scopes(&[]).await;
+    for id in 1..=100 {
+        world.queue(of_tenant(job(id), id % 7 + 1, id)).await;
+    }
+    assert!(take(&world, 1).await.is_empty());
+    world.open(Scope::Instance).await;
+    let mut all = Vec::new();
+    while let [first, ..] = &take(&world, 1).await[..] {
+        all.push(first.lease.job_id.0);
+    }
+    all.sort_unstable();
+    assert_eq!(all, (1..=100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_project_that_forbids_instance_runners_is_out_at_once() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let tenant = Tenant::of_namespace(1);
+    let outcome = world.partition.project(ProjectId(1), "1790000000000-0", &tenant, Some(false), None, None).await;
+    assert_eq!(outcome.expect("stores"), Outcome::Ok);
+    assert!(take(&world, 1).await.is_empty());
+    let outcome = world.partition.project(ProjectId(1), "1790000000001-0", &tenant, Some(true), None, None).await;
+    assert_eq!(outcome.expect("stores"), Outcome::Ok);
+    world.partition.index(&name("pod"), Some(ProjectId(1))).await.expect("indexes");
+    assert_eq!(ids(&take(&world, 1).await), [1]);
+}
+
+#[tokio::test]
+async fn a_pod_that_finds_nothing_waits_and_is_woken_through_answer_or_mail() {
+    let world = instance_world().await;
+    world.heartbeat("other").await;
+    assert!(take(&world, 1).await.is_empty());
+    assert_eq!(world.queue(job(1)).await.wakes, [instance_lane()], "the caller waited itself");
+    assert_eq!(ids(&take(&world, 1).await), [1]);
+
+    let nothing = world.partition.take(&name("other"), ACCEPT, 0, &[instance_lane()], &offers(1)).await.expect("takes");
+    assert!(nothing.0.is_empty());
+    assert!(world.queue(job(2)).await.wakes.is_empty());
+    let mail = world.snapshot().await.remove("mail:other").expect("mail");
+    assert!(mail.contains(&format!("wake lane {}", instance_lane())), "{mail}");
+    assert_eq!(world.snapshot().await.get("waiting:other"), None);
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_take_passes_the_wake_on() {
+    let world = instance_world().await;
+    world.heartbeat("other").await;
+    world.partition.take(&name("other"), ACCEPT, 1, &[instance_lane()], &offers(1)).await.expect("takes");
+    take(&world, 1).await;
+    assert_eq!(world.queue(job(1)).await.wakes.len(), 1);
+    let none = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &[]).await.expect("takes");
+    assert!(none.0.is_empty());
+    assert!(world.snapshot().await.contains_key("mail:other"));
+}
+
+#[tokio::test]
+async fn a_dead_pod_leaves_its_undelivered_jobs_and_its_unheard_wakes_to_others() {
+    let world = instance_world().await;
+    let beat = world.heartbeat("dead").await.into_iter().find(|(pod, _)| pod.as_str() == "dead").expect("known").1;
+    for id in 1..=3 {
+        world.queue(job(id)).await;
+    }
+    let dead = name("dead");
+    let taken = world.partition.take(&dead, ACCEPT, 0, &[instance_lane()], &offers(2)).await.expect("takes").0;
+    start(&world, taken[0].lease).await;
+    assert_eq!(world.partition.bury(&dead, Some("1")).await.expect("buries"), None, "its heartbeat has moved");
+    assert_eq!(world.partition.bury(&dead, Some(&beat)).await.expect("buries"), Some(1));
+    assert_eq!(world.partition.bury(&dead, Some(&beat)).await.expect("buries"), Some(0));
+    assert_eq!(ids(&take(&world, 3).await), [2, 3]);
+    assert_eq!(finish(&world, taken[0].lease).await, Outcome::Ok, "what runs goes on");
+}
+
+#[tokio::test]
+async fn a_sweep_sees_a_lane_with_work_and_a_waiting_pod() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let idle = Duration::from_secs(3600);
+    assert!(world.partition.sweep("0", idle, 1000, idle).await.expect("sweeps").1.is_empty());
+    let waiting = world.partition.key(&format!("waiting:{}", instance_lane()));
+    world.command("ZADD", &[&waiting, "0", "pod"]).await; // a wake was lost
+    let (_, stuck) = world.partition.sweep("0", idle, 1000, idle).await.expect("sweeps");
+    assert_eq!(stuck.iter().map(|(lane, _)| *lane).collect::<Vec<_>>(), [instance_lane()]);
+    assert!(world.partition.wake(instance_lane(), &name("pod")).await.expect("wakes"));
+}
