@@ -1,0 +1,235 @@
+//! Commands and scripts on one pipelined connection that comes back by itself.
+//!
+//! # Order
+//!
+//! A call is handed to the connection when its future is first polled, so calls polled in order (by `join!`,
+//! or pushed to a `FuturesOrdered` that is then polled) run in that order on one server, each without
+//! waiting for the one before. Two exceptions: a script that the server did not know runs when it has been
+//! sent again, after the calls behind it ([`Redis::load`] avoids that), and so does a redirected call in a cluster.
+//!
+//! # A hung server
+//!
+//! The library does not notice one, and may be stuck in a write to it. So [`Redis::watch`] counts timeouts
+//! and puts a new client in the old one's place: that needs nothing from the server or from the old client.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use fred::clients::{Client, WithOptions};
+use fred::types::{CustomCommand, Value};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::link::{self, Link};
+use super::{Arg, Reader, RedisError, RedisSettings, Refusal, Reply, Script};
+
+/// Timeouts in a row after which the connection counts as hung.
+const TIMEOUTS_MAX: u32 = 3;
+/// Probes per command timeout: an idle pod finds a hung server in about one command timeout.
+const PROBES_PER_TIMEOUT: u32 = 3;
+
+/// Commands and scripts on Redis. Cheap to clone; clones share the connection.
+#[derive(Clone)]
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: RedisSettings,
+    /// Replaced when the old one hangs. Never locked across an await.
+    active: RwLock<Active>,
+    connections: watch::Sender<u64>,
+    timeouts_in_row: AtomicU32,
+}
+
+struct Active {
+    link: Link,
+    calls: WithOptions<Client>,
+}
+
+// === impl Redis ===
+
+impl Redis {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// In a few command timeouts: [`RedisError::Settings`] when it can never work, [`RedisError::Unavailable`]
+    /// when nothing answers there or the log-in is refused.
+    pub async fn connect(settings: &RedisSettings) -> Result<Self, RedisError> {
+        let (connections, _) = watch::channel(0);
+        let link = Link::connect_counted(settings, &connections).await?;
+        let active = RwLock::new(Active::new(link, settings));
+        let timeouts_in_row = AtomicU32::new(0);
+        Ok(Self { shared: Arc::new(Shared { settings: settings.clone(), active, connections, timeouts_in_row }) })
+    }
+
+    /// Runs a script, all its `keys` in one slot. Sends its source where Redis does not know it.
+    ///
+    /// At least one key: without, a cluster would run it anywhere.
+    ///
+    /// # Errors
+    ///
+    /// Any but [`RedisError::Settings`]. A script that Redis did not know is no error.
+    pub async fn call(
+        &self,
+        script: &'static Script,
+        keys: Vec<Arg>,
+        args: impl IntoIterator<Item = Arg>,
+    ) -> Result<Reply, RedisError> {
+        let key = keys.first().and_then(Arg::as_key).expect("a script is called with a key, and a key is a string");
+        let evalsha = link::command("EVALSHA", key, false);
+        let eval = link::command("EVAL", key, false);
+
+        let args = args.into_iter();
+        let mut values = Vec::with_capacity(2 + keys.len() + args.size_hint().0);
+        values.push(Value::Bytes(script.digest().clone()));
+        values.push(Value::Integer(keys.len() as i64));
+        values.extend(keys.into_iter().chain(args).map(|arg| arg.0));
+
+        // A clone shares the bytes: it costs one allocation, and is needed after a restart or a failover.
+        match self.send(script.name(), evalsha, values.clone()).await {
+            Err(RedisError::Refused { refusal: Refusal::NoScript, .. }) => {
+                values[0] = Value::String(script.source().into());
+                self.send(script.name(), eval, values).await
+            }
+            reply => reply,
+        }
+    }
+
+    /// Sends scripts to the node that owns `key`, so that the next call of each keeps its place in the order.
+    /// For the start and after each rise of [`connections`](Self::connections).
+    pub async fn load(&self, scripts: &[&'static Script], key: &str) -> Result<(), RedisError> {
+        for script in scripts {
+            self.command_at(key, "SCRIPT LOAD", [script.source().into()]).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs one command that does not block and whose first argument is a key: `HGETALL`, `XADD`,
+    /// `XGROUP CREATE` (a name may have several words).
+    pub async fn command(
+        &self,
+        name: &'static str,
+        args: impl IntoIterator<Item = Arg>,
+    ) -> Result<Reply, RedisError> {
+        let args: Vec<Arg> = args.into_iter().collect();
+        let command = link::command(name, args.first().and_then(Arg::as_key).unwrap_or_default(), false);
+        self.send(name, command, link::values(args)).await
+    }
+
+    /// Runs one command on the node that owns `key`, where the command itself does not begin with it: `WAIT`
+    /// (which holds up the calls behind it for as long as it waits), `TIME`, `SCRIPT LOAD`.
+    pub async fn command_at(
+        &self,
+        key: &str,
+        name: &'static str,
+        args: impl IntoIterator<Item = Arg>,
+    ) -> Result<Reply, RedisError> {
+        let args = args.into_iter().map(|arg| arg.0).collect();
+        self.send(name, link::command(name, key.as_bytes(), false), args).await
+    }
+
+    /// How many connections were made: at least 1, and more after each time one was lost. What was written
+    /// before a rise may be gone, and scripts with it.
+    pub fn connections(&self) -> watch::Receiver<u64> {
+        self.shared.connections.subscribe()
+    }
+
+    /// Whether it is connected, and the last few calls were not all without answer.
+    pub fn is_up(&self) -> bool {
+        let hangs = self.shared.timeouts_in_row.load(Ordering::Relaxed) >= TIMEOUTS_MAX;
+        !hangs && self.shared.active.read().unwrap_or_else(PoisonError::into_inner).link.is_up()
+    }
+
+    /// A connection of its own for one loop of blocking reads.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub async fn reader(&self) -> Result<Reader, RedisError> {
+        Reader::connect(self.shared.settings.clone()).await
+    }
+
+    /// Watches for a hung server until `shutdown`: after 3 timeouts in a row, probes included, connects anew.
+    /// Calls in flight then end with [`RedisError::Lost`].
+    pub async fn watch(self, shutdown: CancellationToken) {
+        let probe_limit = self.shared.settings.command_timeout / PROBES_PER_TIMEOUT;
+        let mut tick = tokio::time::interval(probe_limit);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let probe = self.read_active(|active| active.link.limited_to(probe_limit));
+            // Its answer is counted like any other; that is all there is to know.
+            let _ = self.counted(link::send(&probe, "PING", link::command("PING", b"", false), Vec::new())).await;
+            if self.shared.timeouts_in_row.load(Ordering::Relaxed) >= TIMEOUTS_MAX {
+                self.renew();
+            }
+        }
+    }
+
+    /// Lets calls in flight finish, within one command timeout, and closes. Calls after this fail.
+    pub async fn quit(&self) {
+        // The lock is not held across the wait; the client in place is replaced by nobody but `watch`.
+        let quit = self.read_active(|active| active.link.quit(self.shared.settings.command_timeout));
+        quit.await;
+    }
+
+    /// Puts a new client in the place of one that hangs, unless that one knows and is connecting already.
+    fn renew(&self) {
+        self.shared.timeouts_in_row.store(0, Ordering::Relaxed);
+        if !self.read_active(|active| active.link.is_up()) {
+            return;
+        }
+        warn!(timeouts = TIMEOUTS_MAX, "redis hangs, connection replaced");
+        match Link::connect_in_background(&self.shared.settings, &self.shared.connections) {
+            Ok(link) => {
+                let active = Active::new(link, &self.shared.settings);
+                *self.shared.active.write().unwrap_or_else(PoisonError::into_inner) = active;
+            }
+            // The certificate file went away since the start, say: better the old connection than none.
+            Err(error) => info!(%error, "redis connection kept"),
+        }
+    }
+
+    async fn send(
+        &self,
+        call: &'static str,
+        command: CustomCommand,
+        args: Vec<Value>,
+    ) -> Result<Reply, RedisError> {
+        let calls = self.read_active(|active| active.calls.clone());
+        self.counted(link::send(&calls, call, command, args)).await
+    }
+
+    /// Counts timeouts in a row: any answer, an error too, shows that the server lives.
+    async fn counted(&self, call: impl Future<Output = Result<Reply, RedisError>>) -> Result<Reply, RedisError> {
+        let reply = call.await;
+        let in_row = &self.shared.timeouts_in_row;
+        if matches!(reply, Err(RedisError::Timeout(_))) {
+            in_row.fetch_add(1, Ordering::Relaxed);
+        } else if in_row.load(Ordering::Relaxed) != 0 {
+            in_row.store(0, Ordering::Relaxed);
+        }
+        reply
+    }
+
+    fn read_active<T>(&self, read: impl FnOnce(&Active) -> T) -> T {
+        read(&self.shared.active.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+// === impl Active ===
+
+impl Active {
+    fn new(link: Link, settings: &RedisSettings) -> Self {
+        let calls = link.limited_to(settings.command_timeout);
+        Self { link, calls }
+    }
+}
