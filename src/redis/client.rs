@@ -111,11 +111,7 @@ impl Redis {
 
     /// Runs one command that does not block and whose first argument is a key: `HGETALL`, `XADD`,
     /// `XGROUP CREATE` (a name may have several words).
-    pub async fn command(
-        &self,
-        name: &'static str,
-        args: impl IntoIterator<Item = Arg>,
-    ) -> Result<Reply, RedisError> {
+    pub async fn command(&self, name: &'static str, args: impl IntoIterator<Item = Arg>) -> Result<Reply, RedisError> {
         let args: Vec<Arg> = args.into_iter().collect();
         let command = link::command(name, args.first().and_then(Arg::as_key).unwrap_or_default(), false);
         self.send(name, command, link::values(args)).await
@@ -198,12 +194,7 @@ impl Redis {
         }
     }
 
-    async fn send(
-        &self,
-        call: &'static str,
-        command: CustomCommand,
-        args: Vec<Value>,
-    ) -> Result<Reply, RedisError> {
+    async fn send(&self, call: &'static str, command: CustomCommand, args: Vec<Value>) -> Result<Reply, RedisError> {
         let calls = self.read_active(|active| active.calls.clone());
         self.counted(link::send(&calls, call, command, args)).await
     }

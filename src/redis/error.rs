@@ -121,9 +121,7 @@ impl RedisError {
     /// What an error reply means. One from inside a running script is no refusal: the script has begun.
     pub(super) fn from_reply(call: &'static str, text: &str) -> Self {
         match Refusal::of(text) {
-            Some(refusal) if !text.contains("@user_script") => {
-                Self::Refused { call, refusal, text: text.to_owned() }
-            }
+            Some(refusal) if !text.contains("@user_script") => Self::Refused { call, refusal, text: text.to_owned() },
             _ => Self::Failed { call, text: text.to_owned() },
         }
     }

@@ -133,7 +133,11 @@ impl Link {
 
     fn server(&self) -> String {
         let servers = self.client.client_config().server.hosts();
-        servers.iter().map(|s| if s.port == 0 { s.host.to_string() } else { s.to_string() }).collect::<Vec<_>>().join(", ")
+        servers
+            .iter()
+            .map(|s| if s.port == 0 { s.host.to_string() } else { s.to_string() })
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -258,4 +262,80 @@ fn tls_connector(ca_file: Option<&Path>) -> Result<TlsConnector, RedisError> {
         return Err(unusable(&"holds no certificate"));
     }
     Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::{PrivateRedis, PrivateRedisOptions};
+
+    async fn replies(url: &str, version: RespVersion) -> Vec<Result<Reply, String>> {
+        let settings = RedisSettings::new(url);
+        let link = Link::connect_as(&settings, Reconnect::Never, version.clone(), None).await.unwrap();
+        let mut replies = Vec::new();
+        for line in [
+            "DEL h s x n",
+            "HSET h f 1.50",
+            "HGETALL h",
+            "HGET h none",
+            "SADD s one",
+            "SMEMBERS s",
+            "SISMEMBER s one",
+            "INCRBYFLOAT n 2.25",
+            "XADD x 1-1 f v",
+            "XADD x 1-2 f v",
+            "XRANGE x - +",
+            "XREAD STREAMS x 9-9",
+            "XGROUP CREATE x g 0",
+            "XREADGROUP GROUP g c COUNT 1 STREAMS x >",
+            "XREADGROUP GROUP g c STREAMS x 0",
+            "XAUTOCLAIM x g c 0 0",
+            "XPENDING x g",
+            "EVAL return{1,'two',false,{ok='three'},{'four'},redis.call('HGETALL',KEYS[1]),redis.pcall('GET',KEYS[1])} 1 h",
+            "EVAL return{err='MINE'} 1 h",
+            "GET h",
+            "EXISTS none",
+        ] {
+            let mut words = line.split(' ').map(|word| Value::from(word.to_owned()));
+            let name = line.split(' ').next().expect("a line has a word");
+            let command = CustomCommand::new(name.to_owned(), ClusterHash::from("h"), false);
+            let args = words.by_ref().skip(1).collect();
+            replies.push(send(&link.client, "call", command, args).await.map_err(|error| error.to_string()));
+        }
+        assert_eq!(link.client.protocol_version(), version);
+        replies
+    }
+
+    #[tokio::test]
+    async fn both_protocols_give_the_same_replies() {
+        let server = PrivateRedis::start(&PrivateRedisOptions::default()).unwrap();
+        let two = replies(&server.url(), RespVersion::RESP2).await;
+        let three = replies(&server.url(), RespVersion::RESP3).await;
+        assert!(matches!(&two[2], Ok(Reply::Array(pairs)) if pairs.len() == 2), "{:?}", two[2]);
+        for (at, (two, three)) in two.into_iter().zip(three).enumerate() {
+            // A stream read is the one reply that nests differently; its reader takes both.
+            let same = match (two, three) {
+                (Ok(two), Ok(three)) if at == 13 || at == 14 => {
+                    (crate::redis::reader::entries_of(two).unwrap(), crate::redis::reader::entries_of(three).unwrap())
+                }
+                (two, three) => {
+                    assert_eq!(two, three, "reply {at}");
+                    continue;
+                }
+            };
+            assert!(!same.0.0.is_empty());
+            assert_eq!(same.0, same.1, "reply {at}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_url_is_understood() {
+        let config = |url: &str| super::config(&RedisSettings::new(url)).unwrap();
+        assert!(config("redis-cluster://a:1?node=b:2").server.is_clustered());
+        assert_eq!(config("redis-cluster://a:1?node=b:2").server.hosts().len(), 2);
+        assert!(config("redis-sentinel://a:1?sentinelServiceName=main").server.is_sentinel());
+        assert!(config("redis+unix:///a/b").server.is_unix_socket());
+        assert_eq!(config("redis://user:word@a:1/3").database, Some(3));
+        assert!(config("redis://a").tls.is_none());
+    }
 }

@@ -286,5 +286,9 @@ fn log_end(log: &Path) -> String {
     let log = fs::read_to_string(log).unwrap_or_default();
     let mut lines: Vec<_> = log.lines().rev().take(5).collect();
     lines.reverse();
-    if lines.is_empty() { "it left no log; is a line of its configuration wrong?".to_owned() } else { lines.join(" / ") }
+    if lines.is_empty() {
+        "it left no log; is a line of its configuration wrong?".to_owned()
+    } else {
+        lines.join(" / ")
+    }
 }

@@ -184,7 +184,7 @@ fn push_count_and_block(args: &mut Vec<Arg>, count: usize, block: Option<Duratio
 }
 
 /// The entries of the one stream in the reply, and the ids of those that were deleted.
-fn entries_of(reply: Reply) -> Result<(Vec<Entry>, Vec<String>), RedisError> {
+pub(super) fn entries_of(reply: Reply) -> Result<(Vec<Entry>, Vec<String>), RedisError> {
     let Some(reply) = reply.into_option() else { return Ok((Vec::new(), Vec::new())) };
     // RESP2: [[stream, entries]]. RESP3: {stream: entries}, which a `Reply` has as [stream, entries].
     let mut streams = reply.into_array()?;
