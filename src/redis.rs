@@ -18,11 +18,7 @@ mod private;
 mod reader;
 mod reply;
 mod script;
-
-use std::path::PathBuf;
-use std::time::Duration;
-
-use secrecy::SecretString;
+mod settings;
 
 pub use client::Redis;
 pub use error::{RedisError, Refusal};
@@ -30,29 +26,4 @@ pub use private::{PrivateRedis, PrivateRedisError, PrivateRedisOptions};
 pub use reader::{BLOCK_MAX, ReadFrom, Reader};
 pub use reply::{Arg, Entry, Reply};
 pub use script::Script;
-
-/// How long a call may take before it counts as a timeout, unless the settings say otherwise.
-pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Where Redis is and how to log in.
-#[derive(Debug, Clone)]
-pub struct RedisSettings {
-    /// `redis://`, `rediss://` (TLS), `redis-cluster://`, `redis-sentinel://…?sentinelServiceName=…`, their
-    /// `rediss-` forms, or `redis+unix:///path/to/socket`. More nodes: `?node=host:port&node=…`.
-    pub url: String,
-    /// How long one call may take, and one attempt to connect.
-    pub command_timeout: Duration,
-    /// The ACL user; wins over one in the URL.
-    pub username: Option<String>,
-    /// Its password; wins over one in the URL.
-    pub password: Option<SecretString>,
-    /// PEM file with the certificate authorities to trust instead of the system's; for `rediss` only.
-    pub ca_file: Option<PathBuf>,
-}
-
-impl RedisSettings {
-    /// The defaults for a Redis at `url`.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), command_timeout: COMMAND_TIMEOUT, username: None, password: None, ca_file: None }
-    }
-}
+pub use settings::{COMMAND_TIMEOUT, RedisSettings};

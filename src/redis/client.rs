@@ -13,7 +13,7 @@
 //! and puts a new client in the old one's place: that needs nothing from the server or from the old client.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use fred::clients::{Client, WithOptions};
@@ -43,6 +43,8 @@ struct Shared {
     active: RwLock<Active>,
     connections: watch::Sender<u64>,
     timeouts_in_row: AtomicU32,
+    /// After `quit`. The library would let later calls wait for their timeout.
+    closed: AtomicBool,
 }
 
 struct Active {
@@ -62,9 +64,14 @@ impl Redis {
     pub async fn connect(settings: &RedisSettings) -> Result<Self, RedisError> {
         let (connections, _) = watch::channel(0);
         let link = Link::connect_counted(settings, &connections).await?;
-        let active = RwLock::new(Active::new(link, settings));
-        let timeouts_in_row = AtomicU32::new(0);
-        Ok(Self { shared: Arc::new(Shared { settings: settings.clone(), active, connections, timeouts_in_row }) })
+        let shared = Shared {
+            settings: settings.clone(),
+            active: RwLock::new(Active::new(link, settings)),
+            connections,
+            timeouts_in_row: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Runs a script, all its `keys` in one slot. Sends its source where Redis does not know it.
@@ -170,8 +177,9 @@ impl Redis {
         }
     }
 
-    /// Lets calls in flight finish, within one command timeout, and closes. Calls after this fail.
+    /// Lets calls in flight finish, within one command timeout, and closes. Calls after this fail at once.
     pub async fn quit(&self) {
+        self.shared.closed.store(true, Ordering::Relaxed);
         // The lock is not held across the wait; the client in place is replaced by nobody but `watch`.
         let quit = self.read_active(|active| active.link.quit(self.shared.settings.command_timeout));
         quit.await;
@@ -195,6 +203,9 @@ impl Redis {
     }
 
     async fn send(&self, call: &'static str, command: CustomCommand, args: Vec<Value>) -> Result<Reply, RedisError> {
+        if self.shared.closed.load(Ordering::Relaxed) {
+            return Err(RedisError::Unavailable("the connection was closed".to_owned()));
+        }
         let calls = self.read_active(|active| active.calls.clone());
         self.counted(link::send(&calls, call, command, args)).await
     }

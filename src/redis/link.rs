@@ -1,28 +1,18 @@
 //! One client of the library: settings in, a running client out, its connections closed when dropped.
 //!
-//! What the library does by default and must not do here is set in [`Link::new`] and [`connection_config`].
+//! What the library does by default and must not do here is set in [`client`] and [`connection_config`].
 
-use std::path::Path;
 use std::time::Duration;
 
 use fred::clients::{Client, WithOptions};
 use fred::interfaces::{ClientLike, EventInterface};
-use fred::rustls::pki_types::CertificateDer;
-use fred::rustls::pki_types::pem::PemObject;
-use fred::rustls::{ClientConfig, RootCertStore};
-use fred::types::config::{
-    ClusterDiscoveryPolicy, Config, ConnectionConfig, Options, PerformanceConfig, ReconnectError, ReconnectPolicy,
-    TcpConfig, TlsConnector,
-};
+use fred::types::config::{Config, Options, PerformanceConfig, ReconnectPolicy};
 use fred::types::{ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
-use secrecy::ExposeSecret;
 use tokio::sync::watch;
 
+use super::settings::{config, connection_config};
 use super::{Arg, RedisError, RedisSettings, Reply};
 
-/// Calls that may wait to be written, about 0.1 s of a busy pod: more would time out where they stand, and
-/// their arguments fill memory. The library's default is no limit.
-const WAITING_CALLS_MAX: usize = 10_000;
 /// Room for the reconnect events of a large cluster: the library's listener ends for ever if it falls behind.
 const EVENTS_MAX: usize = 256;
 /// The first pause before a reconnect, doubled each time.
@@ -198,72 +188,6 @@ fn client(
     ))
 }
 
-fn connection_config(settings: &RedisSettings) -> ConnectionConfig {
-    ConnectionConfig {
-        connection_timeout: settings.command_timeout,
-        internal_command_timeout: settings.command_timeout,
-        // The default is 3: a reply lost after the write would run the command again.
-        max_command_attempts: 1,
-        max_command_buffer_len: WAITING_CALLS_MAX,
-        reconnect_on_auth_error: true,
-        tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
-        // What a server says that is no longer, or not yet, the one to talk to.
-        reconnect_errors: vec![ReconnectError::ReadOnly, ReconnectError::MasterDown, ReconnectError::Loading],
-        ..ConnectionConfig::default()
-    }
-}
-
-/// The library's configuration. No error shows the URL: it may hold a password.
-fn config(settings: &RedisSettings) -> Result<Config, RedisError> {
-    let (scheme, rest) = settings.url.split_once("://").unwrap_or_default();
-    // The library takes any scheme for plain Redis, and for `rediss` it wants the system's certificates even
-    // if others are given; so schemes and TLS are read here.
-    let (scheme, tls) = match scheme {
-        "redis" | "redis-cluster" | "redis-sentinel" | "redis+unix" => (scheme, false),
-        "rediss" => ("redis", true),
-        "rediss-cluster" => ("redis-cluster", true),
-        "rediss-sentinel" => ("redis-sentinel", true),
-        _ => {
-            let known = "redis://, rediss://, redis-cluster://, redis-sentinel:// or redis+unix://";
-            return Err(RedisError::Settings(format!("the URL must begin with {known}")));
-        }
-    };
-    let mut config = Config::from_url(&format!("{scheme}://{rest}"))
-        .map_err(|error| RedisError::Settings(format!("the URL is malformed: {}", error.details())))?;
-    if tls {
-        config.tls = Some(tls_connector(settings.ca_file.as_deref())?.into());
-    }
-    if config.server.is_clustered() {
-        // After a failover the configured node may be the one that is gone.
-        let policy = config.server.set_cluster_discovery_policy(ClusterDiscoveryPolicy::UseCache);
-        debug_assert!(policy.is_ok(), "it is clustered");
-    }
-    if let Some(username) = &settings.username {
-        config.username = Some(username.clone());
-    }
-    if let Some(password) = &settings.password {
-        config.password = Some(password.expose_secret().to_owned());
-    }
-    Ok(config)
-}
-
-fn tls_connector(ca_file: Option<&Path>) -> Result<TlsConnector, RedisError> {
-    let Some(path) = ca_file else {
-        return TlsConnector::default_rustls()
-            .map_err(|error| RedisError::Settings(format!("the system's certificates: {}", error.details())));
-    };
-    let unusable = |error: &dyn std::fmt::Display| RedisError::Settings(format!("{}: {error}", path.display()));
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unusable(&error))? {
-        let certificate = certificate.map_err(|error| unusable(&error))?;
-        roots.add(certificate).map_err(|error| unusable(&error))?;
-    }
-    if roots.is_empty() {
-        return Err(unusable(&"holds no certificate"));
-    }
-    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth().into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,7 +198,7 @@ mod tests {
         let link = Link::connect_as(&settings, Reconnect::Never, version.clone(), None).await.unwrap();
         let mut replies = Vec::new();
         for line in [
-            "DEL h s x n",
+            "FLUSHALL",
             "HSET h f 1.50",
             "HGETALL h",
             "HGET h none",
@@ -326,16 +250,5 @@ mod tests {
             assert!(!same.0.0.is_empty());
             assert_eq!(same.0, same.1, "reply {at}");
         }
-    }
-
-    #[test]
-    fn every_kind_of_url_is_understood() {
-        let config = |url: &str| super::config(&RedisSettings::new(url)).unwrap();
-        assert!(config("redis-cluster://a:1?node=b:2").server.is_clustered());
-        assert_eq!(config("redis-cluster://a:1?node=b:2").server.hosts().len(), 2);
-        assert!(config("redis-sentinel://a:1?sentinelServiceName=main").server.is_sentinel());
-        assert!(config("redis+unix:///a/b").server.is_unix_socket());
-        assert_eq!(config("redis://user:word@a:1/3").database, Some(3));
-        assert!(config("redis://a").tls.is_none());
     }
 }

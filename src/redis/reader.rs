@@ -21,6 +21,10 @@ const ANSWER_LATE_MAX: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// How often one read makes its group again: once at first, once when the stream went away under it. More, and
+/// somebody deletes it all the time: the caller shall know.
+const GROUPS_MADE_MAX: u32 = 3;
+
 /// Which entries a group read gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadFrom<'a> {
@@ -69,15 +73,15 @@ impl Reader {
             ReadFrom::New => (">".to_owned(), block),
             ReadFrom::Pending(id) => (id.to_owned(), None),
         };
-        let mut made_group = false;
+        let mut groups_made = 0;
         loop {
             let mut args: Vec<Arg> = vec!["GROUP".into(), group.into(), consumer.into()];
             push_count_and_block(&mut args, count, block);
             args.extend(["STREAMS".into(), stream.into(), after.as_str().into()]);
             let reply = match self.send("XREADGROUP", stream, args, block).await {
-                Err(error) if !made_group && is_without_group(&error) => {
+                Err(error) if groups_made < GROUPS_MADE_MAX && is_without_group(&error) => {
                     self.create_group(stream, group).await?;
-                    made_group = true;
+                    groups_made += 1;
                     continue;
                 }
                 reply => reply?,
