@@ -113,6 +113,11 @@ impl Protocol {
         });
         self.summary.sessions += 1;
         self.jobs.values_mut().for_each(|held| held.listed_from = 1);
+        let again = |(lease, held): (Lease, &Held)| match &held.stage {
+            Stage::Finished(outcome) => Some(Action::Send(wire::finished(&lease, outcome))),
+            _ => None,
+        };
+        self.actions.extend(self.jobs.iter().filter_map(again));
         let resumed: Vec<_> =
             welcome.resumed.iter().filter_map(|r| Some((wire::lease_of(r.lease.as_ref())?, r))).collect();
         let kept: std::collections::HashSet<Lease> = resumed.iter().map(|(lease, _)| *lease).collect();
@@ -127,11 +132,6 @@ impl Protocol {
                 false => self.start(&lease, now),
             }
         }
-        let again = |(lease, held): (Lease, &Held)| match &held.stage {
-            Stage::Finished(outcome) => Some(Action::Send(wire::finished(&lease, outcome))),
-            _ => None,
-        };
-        self.actions.extend(self.jobs.iter().filter_map(again));
         if self.stopping {
             self.actions.push_back(Action::Send(wire::goodbye()));
         }
