@@ -160,7 +160,7 @@ impl<E: Executor> Driver<E> {
                 self.opening = Some(Opening::Greeting(async move { dialer.greet(channel, hello).await }.boxed()));
             }
             Event::Greeted(Ok(session)) => self.welcomed(*session),
-            Event::Connected(Err(failure)) | Event::Greeted(Err(failure)) => return self.retry(failure),
+            Event::Connected(Err(failure)) | Event::Greeted(Err(failure)) => return self.retry(&failure),
             Event::Stop => self.stop(),
             Event::Kill => {
                 if self.ending.is_none() {
@@ -231,6 +231,9 @@ impl<E: Executor> Driver<E> {
     fn welcomed(&mut self, session: Session) {
         self.opening = None;
         self.outbox.clear();
+        if let Some(old) = self.session.take() {
+            self.backoff.session_ended(old.since.elapsed());
+        }
         let lease = Duration::from_millis(session.welcome.lease_ms.into());
         self.ticks = ticks((lease / 32).clamp(Duration::from_millis(5), TICK_MAX));
         tracing::info!(pod = session.welcome.pod, session = session.welcome.session, "session opened");
@@ -246,14 +249,14 @@ impl<E: Executor> Driver<E> {
         match &failure {
             Failure::Denied(_) => Err(ClientError::Refused(failure.to_string())),
             _ if self.opening.is_some() => Ok(()),
-            _ => self.retry(failure),
+            _ => self.retry(&failure),
         }
     }
 
     /// Tries again after a while, unless that is pointless.
-    fn retry(&mut self, failure: Failure) -> Result<(), ClientError> {
+    fn retry(&mut self, failure: &Failure) -> Result<(), ClientError> {
         let never_welcomed = self.protocol.summary().sessions == 0;
-        let slowly = match &failure {
+        let slowly = match failure {
             Failure::Denied(_) => return Err(ClientError::Refused(failure.to_string())),
             // After a first Welcome it may be one pod of another version: others, or its successor, may do.
             Failure::Invalid(_) if never_welcomed => return Err(ClientError::Refused(failure.to_string())),

@@ -70,7 +70,7 @@ impl Beats {
     /// When the acknowledged beat was sent; `None` if it was never sent or a later one is acknowledged already.
     pub(super) fn acknowledge(&mut self, sequence: u64) -> Option<BootTime> {
         let place = self.unacknowledged.iter().position(|(sent, _)| *sent == sequence)?;
-        self.unacknowledged.drain(..=place).last().map(|(_, at)| at)
+        self.unacknowledged.drain(..=place).next_back().map(|(_, at)| at)
     }
 
     /// The sequence of the next beat: the first that can list a job accepted now.

@@ -154,12 +154,14 @@ impl Protocol {
     ) {
         match message {
             Down::Assign(assign) => self.assigned(assign, now, accept),
-            Down::Start(start) => self.with_lease(start.lease, |this, lease| this.start(lease, now)),
-            Down::Cancel(cancel) => {
-                self.with_lease(cancel.lease, |this, lease| this.cancel(lease, cancel.grace_ms, now))
+            Down::Start(start) => self.with_lease(start.lease.as_ref(), |this, lease| this.start(lease, now)),
+            Down::Cancel(cancel) => self.with_lease(cancel.lease.as_ref(), |this, lease| {
+                this.cancel(lease, cancel.grace_ms, now);
+            }),
+            Down::Revoked(revoked) => {
+                self.with_lease(revoked.lease.as_ref(), |this, lease| this.lose(lease, &revoked.reason))
             }
-            Down::Revoked(revoked) => self.with_lease(revoked.lease, |this, lease| this.lose(lease, &revoked.reason)),
-            Down::FinishedAck(ack) => self.with_lease(ack.lease, |this, lease| {
+            Down::FinishedAck(ack) => self.with_lease(ack.lease.as_ref(), |this, lease| {
                 if matches!(this.jobs.get_mut(lease).map(|held| &held.stage), Some(Stage::Finished(_))) {
                     this.jobs.remove(lease);
                 }
@@ -264,8 +266,8 @@ impl Protocol {
         if closed { 0 } else { self.jobs.free(self.slots) }
     }
 
-    fn with_lease(&mut self, lease: Option<crate::proto::Lease>, act: impl FnOnce(&mut Self, &Lease)) {
-        match wire::lease_of(lease.as_ref()) {
+    fn with_lease(&mut self, lease: Option<&crate::proto::Lease>, act: impl FnOnce(&mut Self, &Lease)) {
+        match wire::lease_of(lease) {
             Some(lease) => act(self, &lease),
             None => self.actions.push_back(Action::HangUp("a message without a valid lease")),
         }
