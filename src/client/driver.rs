@@ -187,7 +187,7 @@ impl<E: Executor> Driver<E> {
                 Err(status) => Some(Failure::from(status)),
             };
             if let Some(failure) = ended {
-                return self.session_ended(failure);
+                return self.session_ended(&failure);
             }
             let Some(session) = self.session.as_mut() else { break };
             match session.inbound.message().now_or_never() {
@@ -212,7 +212,7 @@ impl<E: Executor> Driver<E> {
                 }
                 Action::HangUp(reason) => {
                     // Never fatal, so no error can be lost here.
-                    let _ = self.session_ended(Failure::Away(reason.to_owned()));
+                    let _ = self.session_ended(&Failure::Away(reason.to_owned()));
                 }
             }
         }
@@ -241,15 +241,15 @@ impl<E: Executor> Driver<E> {
         self.session = Some(session);
     }
 
-    fn session_ended(&mut self, failure: Failure) -> Result<(), ClientError> {
+    fn session_ended(&mut self, failure: &Failure) -> Result<(), ClientError> {
         let Some(session) = self.session.take() else { return Ok(()) };
         self.backoff.session_ended(session.since.elapsed());
         self.protocol.session_lost();
         tracing::info!(pod = session.welcome.pod, session = session.welcome.session, reason = %failure, "session ended");
-        match &failure {
+        match failure {
             Failure::Denied(_) => Err(ClientError::Refused(failure.to_string())),
             _ if self.opening.is_some() => Ok(()),
-            _ => self.retry(&failure),
+            _ => self.retry(failure),
         }
     }
 

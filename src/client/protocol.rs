@@ -158,9 +158,9 @@ impl Protocol {
             Down::Cancel(cancel) => self.with_lease(cancel.lease.as_ref(), |this, lease| {
                 this.cancel(lease, cancel.grace_ms, now);
             }),
-            Down::Revoked(revoked) => {
-                self.with_lease(revoked.lease.as_ref(), |this, lease| this.lose(lease, &revoked.reason))
-            }
+            Down::Revoked(revoked) => self.with_lease(revoked.lease.as_ref(), |this, lease| {
+                this.lose(lease, &revoked.reason);
+            }),
             Down::FinishedAck(ack) => self.with_lease(ack.lease.as_ref(), |this, lease| {
                 if matches!(this.jobs.get_mut(lease).map(|held| &held.stage), Some(Stage::Finished(_))) {
                     this.jobs.remove(lease);

@@ -108,3 +108,30 @@ fn default_name() -> Name {
     let name: String = host.chars().map(safe).take(NAME_MAX_BYTES).collect();
     Name::new(&name).unwrap_or_else(|_| Name::new("runner").expect("letters"))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn the_arguments_are_sound_and_the_help_teaches() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(["runner", "--token-file", "t", "--features", "a,b"]).expect("parses");
+        assert_eq!((cli.args.slots, cli.args.features.len()), (1, 2));
+        assert!(Cli::try_parse_from(["runner", "--token-file", "t", "--slots", "0"]).is_err());
+        assert!(Cli::command().render_long_help().to_string().contains("Example:"));
+    }
+
+    #[test]
+    fn the_default_name_is_the_same_every_time() {
+        assert_eq!(default_name(), default_name());
+    }
+}
