@@ -179,8 +179,8 @@ impl Peer {
         self.send(Down::FinishedAck(FinishedAck { lease: on_wire(lease), recorded: true })).await;
     }
 
-    /// Waits until the runner has closed the session.
-    async fn closed(&mut self) {
+    /// Waits until the runner has closed the session, then closes the router's half.
+    async fn closed(mut self) {
         while self.next().await.is_some() {}
     }
 }
