@@ -21,11 +21,11 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     echo -n glrt-secret > token && chmod 600 token\n  \
-    job-router runner --url http://127.0.0.1:7700 --token-file token --slots 4 --features shell\n\n\
+    job-router runner --url http://127.0.0.1:7460 --token-file token --slots 4 --features shell\n\n\
     The token's SHA-256 must be in the registry (`runner.upserted`); until it is, the runner says so and retries.")]
 pub(crate) struct Args {
     /// The router's native door: http://host:port or https://host:port
-    #[arg(long, env = "JOB_ROUTER_URL", default_value = "http://127.0.0.1:7700")]
+    #[arg(long, env = "JOB_ROUTER_URL", default_value = "http://127.0.0.1:7460")]
     url: String,
     /// File that holds the runner's token (never on the command line, where every user could read it)
     #[arg(long, env = "JOB_ROUTER_TOKEN_FILE", value_name = "FILE")]
@@ -48,6 +48,9 @@ pub(crate) struct Args {
     /// What this runner can do, matched against a job's `requires`; comma-separated
     #[arg(long, value_delimiter = ',')]
     features: Vec<String>,
+    /// What is logged: a level, or module=level
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub(super) log: String,
 }
 
 /// Runs until a signal ends it, or the router refuses the runner.

@@ -1,0 +1,37 @@
+# What to type first. `make help` lists it.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench redis-server
+
+BIN := target/release/job-router
+
+help: ## Say what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: redis-server ## See it work: Redis, a pod, two runners and four tenants, about 15 seconds
+	cargo build --release --locked
+	$(BIN) demo
+
+test: redis-server ## Run all tests
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --locked && cargo test --doc --locked; \
+	else \
+		cargo test --locked; \
+	fi
+
+bench: redis-server ## Measure this build on this machine: latency, throughput, backlog (about 3 minutes)
+	cargo build --release --locked
+	$(BIN) bench latency
+	$(BIN) bench throughput
+	$(BIN) bench backlog
+
+redis-server:
+	@command -v redis-server >/dev/null && exit 0; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "redis-server (7.0 or newer) is missing: install it with your package manager, such as: brew install redis" >&2; \
+		exit 1; \
+	fi; \
+	sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
+	echo "redis-server is missing: installing it with apt-get"; \
+	$$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends redis-server

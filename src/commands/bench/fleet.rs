@@ -1,0 +1,249 @@
+//! A whole installation under load: Redis, pods, runners, and the proof that no job was lost or run twice.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use indicatif::ProgressBar;
+use job_router::contract::Entry;
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::load::{GO, Published, REPORT};
+use super::records::{self, counts};
+use crate::commands::ledger::Ledger;
+use crate::commands::rig::{Child, Pod, Rig};
+use crate::commands::runner_add::{self, RunnerArgs};
+
+/// The tag that every job of a benchmark asks for.
+const TAG: &str = "bench";
+/// The first id of the jobs that prove that a runner is connected; measured jobs count up from 1.
+const PROBE_ID: u64 = 1 << 40;
+/// How long a runner may take to run its first job.
+const CONNECT_MAX: Duration = Duration::from_secs(20);
+/// Nothing has ended for so long: nothing more will. Longer than it takes to give a job back from a lost runner.
+const STILL_MAX: Duration = Duration::from_secs(15);
+
+/// Pods and connected runners on a Redis.
+pub(super) struct Fleet {
+    pub(super) rig: Rig,
+    pub(super) pods: Vec<Pod>,
+    runners: Vec<Runner>,
+    ledger: Ledger,
+}
+
+struct Runner {
+    child: Child,
+    received: PathBuf,
+    started: PathBuf,
+}
+
+/// How many of each there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    pub(super) pods: usize,
+    pub(super) runners: usize,
+    pub(super) slots: u32,
+}
+
+/// The jobs to publish.
+#[derive(Debug, Clone)]
+pub(super) struct Jobs {
+    pub(super) count: u64,
+    /// A second; 0: as fast as they go.
+    pub(super) rate: f64,
+    pub(super) tenants: u64,
+    pub(super) projects: u64,
+    pub(super) payload_bytes: usize,
+    pub(super) hop_stream: Option<String>,
+}
+
+/// What became of them.
+#[derive(Debug)]
+pub(super) struct Audit {
+    pub(super) lost: u64,
+    pub(super) doubled: u64,
+    pub(super) requeued: u64,
+    /// (job, ns from its publishing until a runner had it).
+    pub(super) received: Vec<(u64, u64)>,
+    /// From the first job's entry to the last job's end, by Redis' clock.
+    pub(super) span: Duration,
+}
+
+// === impl Fleet ===
+
+impl Fleet {
+    /// Starts all of it and waits until each runner has run a job.
+    pub(super) async fn start(rig: Rig, size: Size) -> anyhow::Result<Self> {
+        let mut pods = Vec::new();
+        for number in 0..size.pods {
+            pods.push(rig.pod(number).await?);
+        }
+        let mut runners = Vec::new();
+        for number in 0..size.runners {
+            let pod = &pods[number % pods.len()];
+            runners.push(Runner::start(&rig, pod, number, size.slots).await?);
+        }
+        let mut ledger = Ledger::new(rig.redis.clone(), rig.events());
+        timeout(CONNECT_MAX, probe(&rig, &mut ledger, size.runners))
+            .await
+            .context("not every runner ran a job: see the pod's complaints")??;
+        Ok(Self { rig, pods, runners, ledger })
+    }
+
+    /// Publishes the jobs and waits until all have ended, or nothing moves any more.
+    pub(super) async fn run(&mut self, jobs: &Jobs, bar: &ProgressBar) -> anyhow::Result<Published> {
+        let mut publisher = Child::spawn("publisher", &jobs.publisher_args(&self.rig), false)?;
+        ensure!(publisher.line().await? == "ready", "the publisher is out of step");
+        publisher.tell(GO).await?;
+        let published: Published = {
+            let mut line = Box::pin(publisher.line());
+            let line = loop {
+                tokio::select! {
+                    line = &mut line => break line?,
+                    () = sleep(Duration::from_millis(200)) => bar.set_position(self.ended_about().await?.min(jobs.count)),
+                }
+            };
+            serde_json::from_str(&line)?
+        };
+        publisher.end().await?;
+
+        let probes = self.runners.len() as u64;
+        let mut moved = (Instant::now(), 0);
+        loop {
+            let len = self.ledger.stream_len().await?;
+            if len != moved.1 {
+                moved = (Instant::now(), len);
+            }
+            bar.set_position(self.ended_about().await?.min(jobs.count));
+            // Four events are a life. Only then, or when nothing moves, is it worth reading them all.
+            if len >= 4 * (jobs.count + probes) || moved.0.elapsed() >= STILL_MAX {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(published)
+    }
+
+    /// Reads what became of the jobs; ids count from 1.
+    pub(super) async fn audit(&mut self, published: &Published) -> anyhow::Result<Audit> {
+        let ended = self.runners.len() as u64 + published.jobs;
+        let deadline = Instant::now() + STILL_MAX;
+        self.ledger.read().await?;
+        // A job that went back has more events than four, so some may still run.
+        while self.ledger.ended() < ended && Instant::now() < deadline {
+            sleep(Duration::from_millis(50)).await;
+            self.ledger.read().await?;
+        }
+        let (mut received, mut started) = (Vec::new(), Vec::new());
+        for runner in &mut self.runners {
+            runner.child.tell(REPORT).await?;
+            ensure!(runner.child.line().await? == "reported", "a runner is out of step");
+            received.extend(records::read(&runner.received)?);
+            started.extend(records::read(&runner.started)?);
+        }
+        let starts = counts(&started);
+        let (mut lost, mut doubled, mut requeued) = (0, 0, 0);
+        for id in 1..=published.jobs {
+            let life = self.ledger.life(id);
+            let starts = starts.get(&id).copied().unwrap_or(0);
+            // Ended well by the events, and run by a runner: both, or it is lost.
+            lost += u64::from(life.ended == 0 || !life.succeeded || starts == 0);
+            doubled += u64::from(life.ended > 1 || life.started > 1 || starts > 1);
+            requeued += u64::from(life.requeued);
+        }
+        received.retain(|(id, _)| *id < PROBE_ID);
+        let first_ms: u64 = published.first_entry.split('-').next().unwrap_or_default().parse()?;
+        let span = Duration::from_millis(self.ledger.last_end_ms.saturating_sub(first_ms));
+        Ok(Audit { lost, doubled, requeued, received, span })
+    }
+
+    /// Ends all of it: runners first, as their pods must hear them out.
+    pub(super) async fn end(self) -> anyhow::Result<()> {
+        for runner in self.runners {
+            runner.child.end().await?;
+        }
+        for pod in self.pods {
+            pod.end().await?;
+        }
+        self.rig.end().await
+    }
+
+    /// Enough for a progress bar, at the cost of one short command.
+    async fn ended_about(&self) -> anyhow::Result<u64> {
+        Ok(self.ledger.stream_len().await? / 4)
+    }
+}
+
+/// Publishes one job for each runner, which only that one may take, and waits until all have ended.
+async fn probe(rig: &Rig, ledger: &mut Ledger, runners: usize) -> anyhow::Result<()> {
+    for number in 0..runners {
+        let data = json!({
+            "id": PROBE_ID + number as u64, "project_id": 1, "namespace_ids": [1], "tags": [own_tag(number)],
+            "payload": { "sent_ns": 0 },
+        });
+        let line = json!({ "type": "job.pending", "data": data }).to_string();
+        let entry = Entry::from_line(&line).expect("a line in the shape that from_line documents");
+        runner_add::append(&rig.redis, &rig.config.inbox_stream, &entry).await?;
+    }
+    while ledger.ended() < runners as u64 {
+        sleep(Duration::from_millis(20)).await;
+        ledger.read().await?;
+    }
+    Ok(())
+}
+
+fn own_tag(number: usize) -> String {
+    format!("{TAG}-{number}")
+}
+
+// === impl Runner ===
+
+impl Runner {
+    async fn start(rig: &Rig, pod: &Pod, number: usize, slots: u32) -> anyhow::Result<Self> {
+        let registered = rig.register(1 + number as u64, &RunnerArgs::with_tags(&[TAG, &own_tag(number)])).await?;
+        let [received, started] =
+            ["received", "started"].map(|what| rig.scratch.path().join(format!("{what}-{number}")));
+        let args = [
+            "bench-load".to_owned(),
+            "run".to_owned(),
+            format!("--url={}", pod.grpc_url),
+            format!("--token-file={}", registered.token_file.display()),
+            format!("--name=runner-{number}"),
+            format!("--slots={slots}"),
+            format!("--received={}", received.display()),
+            format!("--started={}", started.display()),
+        ];
+        let mut child = Child::spawn(&format!("runner {}", registered.id), &args, false)?;
+        ensure!(child.line().await? == "ready", "a runner is out of step");
+        Ok(Self { child, received, started })
+    }
+}
+
+// === impl Jobs ===
+
+impl Jobs {
+    fn publisher_args(&self, rig: &Rig) -> Vec<String> {
+        let mut args = vec!["bench-load".to_owned(), "publish".to_owned(), "--first-id=1".to_owned()];
+        args.extend([
+            format!("--jobs={}", self.count),
+            format!("--rate={}", self.rate),
+            format!("--tenants={}", self.tenants),
+            format!("--projects={}", self.projects),
+            format!("--payload-bytes={}", self.payload_bytes),
+        ]);
+        args.extend(self.hop_stream.as_ref().map(|stream| format!("--hop-stream={stream}")));
+        args.extend(rig.args.flags());
+        args
+    }
+}
+
+// === impl Audit ===
+
+impl Audit {
+    /// An error unless every job ran exactly once.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.lost == 0 && self.doubled == 0, "{} jobs were lost and {} run twice", self.lost, self.doubled);
+        Ok(())
+    }
+}

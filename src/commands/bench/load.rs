@@ -1,0 +1,309 @@
+//! The load processes: `job-router bench-load publish | hop | run`, children of a benchmark.
+//!
+//! Each prints `ready`, then does what it is told by lines on its stdin, and answers with one line. The client of Redis
+//! and the runner's library are those that anybody would use.
+
+use std::io::BufReader;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use job_router::client::{self, Assignment, Executor, JobContext, Options, Outcome, Reason, Shutdown};
+use job_router::job::Name;
+use job_router::redis::{Arg, BLOCK_MAX, ReadFrom};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::records::{self, now_ns};
+use crate::commands::connection::{self, RedisArgs};
+use crate::commands::output;
+
+/// Entries on their way at once.
+const IN_FLIGHT_MAX: usize = 512;
+/// The line that begins the publishing.
+pub(super) const GO: &str = "go";
+/// The line that asks for the records.
+pub(super) const REPORT: &str = "report";
+
+/// A process of a benchmark; not for people.
+#[derive(Debug, clap::Args)]
+pub(in crate::commands) struct Args {
+    #[command(subcommand)]
+    command: Load,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Load {
+    /// Publishes jobs; with --hop-stream, raw entries too.
+    Publish(PublishArgs),
+    /// Reads raw entries.
+    Hop(HopArgs),
+    /// Runs jobs.
+    Run(RunArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct PublishArgs {
+    #[arg(long)]
+    first_id: u64,
+    #[arg(long)]
+    jobs: u64,
+    /// Jobs a second, at random times; 0: as fast as they go.
+    #[arg(long)]
+    rate: f64,
+    #[arg(long)]
+    tenants: u64,
+    /// Of each tenant.
+    #[arg(long)]
+    projects: u64,
+    #[arg(long)]
+    payload_bytes: usize,
+    #[arg(long)]
+    hop_stream: Option<String>,
+    #[command(flatten)]
+    redis: RedisArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct HopArgs {
+    #[arg(long)]
+    stream: String,
+    #[arg(long)]
+    records: PathBuf,
+    #[command(flatten)]
+    redis: RedisArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    #[arg(long)]
+    url: String,
+    #[arg(long)]
+    token_file: PathBuf,
+    #[arg(long)]
+    name: Name,
+    #[arg(long)]
+    slots: u32,
+    #[arg(long)]
+    received: PathBuf,
+    #[arg(long)]
+    started: PathBuf,
+}
+
+/// The lines of the parent; closed when it is gone.
+type Orders = mpsc::Receiver<std::io::Result<String>>;
+
+/// What the publisher did.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Published {
+    /// The first job's entry.
+    pub(super) first_entry: String,
+    pub(super) jobs: u64,
+    /// From the first `XADD` to the last answer.
+    pub(super) seconds: f64,
+}
+
+/// The head of every payload here.
+#[derive(Deserialize)]
+struct Sent {
+    sent_ns: u64,
+}
+
+/// Ends every job at once, and notes what it saw.
+struct Noting {
+    notes: Arc<Notes>,
+}
+
+/// (job, ns from its publishing) of each job received, and of each one started.
+#[derive(Default)]
+struct Notes {
+    received: Mutex<Vec<(u64, u64)>>,
+    started: Mutex<Vec<(u64, u64)>>,
+}
+
+/// Does one process's part.
+pub(in crate::commands) async fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Load::Publish(args) => publish(args).await,
+        Load::Hop(args) => hop(args).await,
+        Load::Run(args) => run_jobs(args).await,
+    }
+}
+
+async fn publish(args: PublishArgs) -> anyhow::Result<()> {
+    let config = args.redis.config()?;
+    let redis = connection::connect(&config).await?;
+    output::line("ready")?;
+    let mut orders = orders();
+    ensure!(told(&mut orders, GO).await?, "the parent is gone");
+    let begun = Instant::now();
+    let mut due = begun;
+    let mut first_entry = None;
+    let mut replies = FuturesOrdered::new();
+    let streams = [Some(&config.inbox_stream), args.hop_stream.as_ref()];
+    let streams: Vec<&String> = streams.into_iter().flatten().collect();
+    for turn in 0..args.jobs * streams.len() as u64 {
+        // Jobs and raw entries take turns, so that both meet the same machine.
+        let (nth, to_hop) = (turn / streams.len() as u64, turn % streams.len() as u64 == 1);
+        if args.rate > 0.0 {
+            // Exponential gaps: arrivals at random, not in step with anything.
+            let gap = -(1.0 - rand::rng().random::<f64>()).ln() / (args.rate * streams.len() as f64);
+            due += Duration::from_secs_f64(gap);
+        }
+        while replies.len() >= IN_FLIGHT_MAX || (args.rate > 0.0 && Instant::now() < due) {
+            tokio::select! {
+                biased;
+                Some(reply) = replies.next(), if !replies.is_empty() => answered(reply, &mut first_entry)?,
+                () = sleep_until(due), if replies.len() < IN_FLIGHT_MAX => {}
+                None = orders.recv() => bail!("the parent is gone"),
+            }
+        }
+        let data = args.data(args.first_id + nth);
+        let kind = if to_hop { "hop" } else { "job.pending" };
+        let stream = if to_hop { streams[1] } else { streams[0] };
+        let fields: [Arg; 8] = [stream, "*", "v", "1", "type", kind, "data", &data].map(Arg::from);
+        let call = redis.command("XADD", fields);
+        replies.push_back(async move { (to_hop, call.await) });
+    }
+    while let Some(reply) = replies.next().await {
+        answered(reply, &mut first_entry)?;
+    }
+    let first_entry = first_entry.context("nothing was published")?;
+    let published = Published { first_entry, jobs: args.jobs, seconds: begun.elapsed().as_secs_f64() };
+    output::line(&serde_json::to_string(&published)?)
+}
+
+fn answered(
+    (to_hop, reply): (bool, Result<job_router::redis::Reply, job_router::redis::RedisError>),
+    first_entry: &mut Option<String>,
+) -> anyhow::Result<()> {
+    let id = reply.context("a job may not have been published")?;
+    if first_entry.is_none() && !to_hop {
+        *first_entry = Some(id.as_str()?.to_owned());
+    }
+    Ok(())
+}
+
+/// Reads raw entries as the router reads its inbox: blocked, through a group.
+async fn hop(args: HopArgs) -> anyhow::Result<()> {
+    let config = args.redis.config()?;
+    let redis = connection::connect(&config).await?;
+    let mut reader = redis.reader().await?;
+    reader.read_group(&args.stream, "hop", "hop", 1, None, ReadFrom::New).await?; // makes the group
+    output::line("ready")?;
+    let mut orders = orders();
+    let report = told(&mut orders, REPORT);
+    tokio::pin!(report);
+    let mut seen = Vec::new();
+    loop {
+        let entries = tokio::select! {
+            entries = reader.read_group(&args.stream, "hop", "hop", 256, Some(BLOCK_MAX), ReadFrom::New) => entries?,
+            _ = &mut report => break,
+        };
+        let now = now_ns();
+        for entry in entries {
+            let data = entry.field("data").context("an entry without data")?;
+            seen.push((
+                seen.len() as u64,
+                now.saturating_sub(serde_json::from_slice::<Sent>(data_payload(data)?)?.sent_ns),
+            ));
+        }
+    }
+    records::write(&args.records, &seen)?;
+    output::line("reported")
+}
+
+/// The payload stands last in the data that we make.
+fn data_payload(data: &[u8]) -> anyhow::Result<&[u8]> {
+    let marker = b"\"payload\":";
+    let at = data.windows(marker.len()).position(|window| window == marker).context("no payload")?;
+    Ok(&data[at + marker.len()..data.len() - 1])
+}
+
+async fn run_jobs(args: RunArgs) -> anyhow::Result<()> {
+    let token = tokio::fs::read_to_string(&args.token_file).await.context("cannot read the token")?;
+    let options = Options::new(args.url, token.into(), args.name, args.slots);
+    let shutdown = Shutdown::default();
+    let notes = Arc::new(Notes::default());
+    let mut runner = tokio::spawn(client::run(options, Noting { notes: Arc::clone(&notes) }, shutdown.clone()));
+    output::line("ready")?;
+    let mut orders = orders();
+    loop {
+        let asked = tokio::select! {
+            asked = told(&mut orders, REPORT) => asked?,
+            ended = &mut runner => anyhow::bail!("the runner ended: {:?}", ended?),
+        };
+        if !asked {
+            break;
+        }
+        records::write(&args.received, &notes.received.lock().unwrap_or_else(PoisonError::into_inner))?;
+        records::write(&args.started, &notes.started.lock().unwrap_or_else(PoisonError::into_inner))?;
+        output::line("reported")?;
+    }
+    shutdown.stop.cancel();
+    runner.await??;
+    Ok(())
+}
+
+fn orders() -> Orders {
+    output::lines_of(BufReader::new(std::io::stdin()))
+}
+
+/// Waits for this line; false when the parent is gone.
+async fn told(orders: &mut Orders, order: &str) -> anyhow::Result<bool> {
+    while let Some(line) = orders.recv().await {
+        if line? == order {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+// === impl PublishArgs ===
+
+impl PublishArgs {
+    /// The data of one job, stamped with now.
+    fn data(&self, id: u64) -> String {
+        let tenant = id % self.tenants + 1;
+        let project = tenant * 10_000 + id / self.tenants % self.projects;
+        let head = format!(
+            r#"{{"id":{id},"project_id":{project},"namespace_ids":[{tenant}],"tags":["bench"],"payload":{{"sent_ns":{},"pad":""#,
+            now_ns()
+        );
+        let pad = self.payload_bytes.saturating_sub(r#"{"sent_ns":,"pad":""}"#.len() + 15);
+        let mut data = String::with_capacity(head.len() + pad + 3);
+        data += &head;
+        data.extend(std::iter::repeat_n('x', pad));
+        data + "\"}}"
+    }
+}
+
+// === impl Noting ===
+
+impl Noting {
+    fn note(list: &Mutex<Vec<(u64, u64)>>, assignment: &Assignment) -> Result<(), Reason> {
+        let now = now_ns();
+        let sent: Sent = serde_json::from_slice(&assignment.payload).map_err(|_| Reason::UNSUPPORTED)?;
+        let note = (assignment.lease.job_id.0, now.saturating_sub(sent.sent_ns));
+        list.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+        Ok(())
+    }
+}
+
+impl Executor for Noting {
+    fn accept(&self, assignment: &Assignment) -> Result<(), Reason> {
+        Self::note(&self.notes.received, assignment)
+    }
+
+    async fn run(&self, job: JobContext) -> Outcome {
+        match Self::note(&self.notes.started, &job.assignment) {
+            Ok(()) => Outcome::success(),
+            Err(reason) => Outcome::failed(1, reason),
+        }
+    }
+}
