@@ -1,0 +1,188 @@
+//! The binary, as people and scripts meet it: against a Redis of its own, without a pod.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+
+use job_router::redis::{PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
+use sha2::{Digest, Sha256};
+
+const GOOD: &str = r#"{"type":"job.pending","data":{"id":1,"project_id":7,"namespace_ids":[3],"payload":{"a":1}}}"#;
+const BAD: &str =
+    r#"{"type":"job.pending","data":{"id":2,"project_id":7,"namespace_ids":[3],"tags":"hunter2","payload":{}}}"#;
+const CANCEL: &str = r#"{"type":"job.canceled","data":{"id":1,"tenant":"ns:3"}}"#;
+
+fn redis() -> PrivateRedis {
+    PrivateRedis::start(&PrivateRedisOptions::default()).expect("redis-server starts")
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_job-router"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("JOB_ROUTER_")) {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(redis: &PrivateRedis, args: &[&str], stdin: &str) -> Output {
+    let mut child = command(args)
+        .env("JOB_ROUTER_REDIS_URL", redis.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    // One that reads nothing may be gone by now.
+    let _ = child.stdin.take().expect("it is piped").write_all(stdin.as_bytes());
+    child.wait_with_output().expect("it ends")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// (type, data) of every entry of the inbox.
+async fn inbox(redis: &PrivateRedis) -> Vec<(String, String)> {
+    let redis = Redis::connect(&RedisSettings::new(redis.url())).await.expect("redis answers");
+    let entries = redis.command("XRANGE", ["jr:inbox".into(), "-".into(), "+".into()]).await.expect("redis answers");
+    let entries = entries.into_entries().expect("a stream");
+    let field = |entry: &job_router::redis::Entry, name| text(entry.field(name).expect("every entry has it"));
+    entries.iter().map(|entry| (field(entry, "type"), field(entry, "data"))).collect()
+}
+
+#[tokio::test]
+async fn publish_sends_the_good_lines_in_order_and_names_the_bad_ones() {
+    let redis = redis();
+    let output = run(&redis, &["publish"], &format!("{GOOD}\n\n{BAD}\nno json\n{CANCEL}\n"));
+    assert_eq!(output.status.code(), Some(65));
+    assert!(text(&output.stdout).starts_with("published 2 (last id "), "{output:?}");
+    let complaints = text(&output.stderr);
+    assert!(complaints.contains("stdin:3: data.tags: "), "{complaints}");
+    assert!(complaints.contains("stdin:4: line: "), "{complaints}");
+    assert!(!complaints.contains("hunter2"), "{complaints}");
+    let types: Vec<String> = inbox(&redis).await.into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(types, ["job.pending", "job.canceled"]);
+}
+
+#[tokio::test]
+async fn publish_takes_a_file_and_leaves_the_judgement_to_the_router_if_asked() {
+    let redis = redis();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, format!("{BAD}\n{GOOD}\n")).unwrap();
+    let path = file.path().to_str().unwrap();
+    let output = run(&redis, &["publish", "--unchecked", path], "");
+    assert!(output.status.success(), "{output:?}");
+    let sent: Vec<String> = inbox(&redis).await.into_iter().map(|(_, data)| data).collect();
+    assert_eq!(sent.len(), 2);
+    assert!(BAD.contains(&sent[0]) && GOOD.contains(&sent[1]), "{sent:?}");
+}
+
+#[tokio::test]
+async fn publish_keeps_the_order_of_many_lines() {
+    let redis = redis();
+    let lines: String = (1..=3_000).map(|id| GOOD.replace("\"id\":1", &format!("\"id\":{id}")) + "\n").collect();
+    assert!(run(&redis, &["publish"], &lines).status.success());
+    let sent = inbox(&redis).await;
+    assert_eq!(sent.len(), 3_000);
+    for (id, (_, data)) in (1..).zip(sent) {
+        assert!(data.contains(&format!("\"id\":{id},")), "{id}: {data}");
+    }
+}
+
+#[tokio::test]
+async fn runner_add_prints_a_token_whose_hash_is_in_the_inbox_and_the_token_is_not() {
+    let redis = redis();
+    let output = run(&redis, &["runner-add", "--quiet", "--tags", "b,a", "--run-untagged", "--id", "9"], "");
+    assert!(output.status.success(), "{output:?}");
+    let token = text(&output.stdout).trim_end().to_owned();
+    assert!(token.starts_with("jrt-") && token.len() == 36, "a token of another shape");
+    let (kind, data) = inbox(&redis).await.pop().unwrap();
+    assert_eq!(kind, "runner.upserted");
+    assert!(!data.contains(&token));
+    let data: serde_json::Value = serde_json::from_str(&data).unwrap();
+    assert_eq!(data["token_sha256"], hex::encode(Sha256::digest(&token)));
+    assert_eq!((&data["id"], &data["run_untagged"], &data["type"]), (&9.into(), &true.into(), &"instance".into()));
+}
+
+#[tokio::test]
+async fn runner_add_writes_a_token_file_for_its_user_only_and_never_over_another() {
+    let redis = redis();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    let args = ["runner-add", "--token-file", path.to_str().unwrap()];
+    let output = run(&redis, &args, "");
+    assert!(output.status.success(), "{output:?}");
+    let token = std::fs::read_to_string(&path).unwrap();
+    assert!(!text(&output.stdout).contains(token.trim()));
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(run(&redis, &args, "").status.code(), Some(1));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), token);
+    assert_eq!(inbox(&redis).await.len(), 1, "nothing is published whose token is lost");
+}
+
+#[tokio::test]
+async fn an_unknown_job_says_where_it_may_still_be() {
+    let redis = redis();
+    run(&redis, &["publish"], GOOD);
+    let output = run(&redis, &["jobs", "show", "42"], "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("1 entries of jr:inbox"), "{output:?}");
+    assert!(run(&redis, &["events", "--json"], "").status.success());
+    assert_eq!(text(&run(&redis, &["lanes", "--json"], "").stdout), "[]\n");
+}
+
+#[test]
+fn mistakes_of_the_user_end_with_64_and_are_told_all_at_once() {
+    let cases: [&[&str]; 8] = [
+        &["serve", "--lease", "soon", "--grpc-listen", "here"],
+        &["serve", "--no-such-flag"],
+        &["no-such-command"],
+        &["publish", "--redis-url", "nowhere"],
+        &["runner-add", "--type", "group"],
+        &["runner-add", "--priority", "101"],
+        &["events", "--from", "yesterday"],
+        &["runner", "--token-file", "t", "--log", "inof"],
+    ];
+    for args in cases {
+        let output = command(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
+    }
+    let output = command(cases[0]).env("JOB_ROUTER_LEAES", "1m").output().unwrap();
+    let mistakes = text(&output.stderr);
+    assert!(["--lease", "--grpc-listen", "LEAES"].iter().all(|name| mistakes.contains(name)), "{mistakes}");
+}
+
+#[test]
+fn what_cannot_be_reached_ends_with_1_and_says_what() {
+    let output = command(&["lanes", "--redis-url", "redis://127.0.0.1:1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("redis://127.0.0.1:1"), "{output:?}");
+    let output = command(&["serve", "--grpc-listen", "192.0.2.1:1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("grpc_listen"), "{output:?}");
+}
+
+#[test]
+fn every_subcommand_teaches_with_an_example() {
+    let commands: [&[&str]; 13] = [
+        &[],
+        &["serve"],
+        &["dev"],
+        &["publish"],
+        &["runner-add"],
+        &["runner"],
+        &["jobs", "show"],
+        &["events"],
+        &["lanes"],
+        &["demo"],
+        &["bench"],
+        &["bench", "latency"],
+        &["bench", "backlog"],
+    ];
+    for args in commands {
+        let output = command(&[args, &["--help"]].concat()).output().unwrap();
+        assert!(output.status.success(), "{args:?}");
+        assert!(text(&output.stdout).contains("Example"), "{args:?}");
+    }
+}
