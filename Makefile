@@ -4,14 +4,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench redis-server
 
-BIN := target/release/job-router
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: redis-server ## See it work: Redis, a pod, two runners and four tenants, about 15 seconds
-	cargo build --release --locked
-	$(BIN) demo
+	cargo build --locked
+	$(TARGET)/debug/job-router demo
 
 test: redis-server ## Run all tests
 	@if cargo nextest --version >/dev/null 2>&1; then \
@@ -22,9 +22,9 @@ test: redis-server ## Run all tests
 
 bench: redis-server ## Measure this build on this machine: latency, throughput, backlog (about 3 minutes)
 	cargo build --release --locked
-	$(BIN) bench latency
-	$(BIN) bench throughput
-	$(BIN) bench backlog
+	$(TARGET)/release/job-router bench latency
+	$(TARGET)/release/job-router bench throughput
+	$(TARGET)/release/job-router bench backlog
 
 redis-server:
 	@command -v redis-server >/dev/null && exit 0; \

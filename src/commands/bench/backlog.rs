@@ -25,9 +25,9 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// What a take costs Redis with few and with very many jobs queued
 ///
-/// Each size has a Redis of its own. Sizes take turns, 100 takes of one job each, and the jobs taken are ended and replaced in
+/// Each size has a Redis of its own. Sizes take turns, 100 jobs each, one a take unless --slots says more, and the jobs taken are ended and replaced in
 /// between, so that what the machine does meanwhile meets all sizes alike. The cost is what Redis itself counts for the
-/// scripts (INFO commandstats), the median of the rounds' means.
+/// scripts (INFO commandstats) for each job taken, the median of the rounds' means.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  job-router bench backlog --sizes 1000,100000")]
 pub(super) struct Args {
@@ -37,6 +37,9 @@ pub(super) struct Args {
     /// Takes in a round, at each size
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(100..))]
     takes: u64,
+    /// Jobs of one take: a pod takes as many as it has free slots
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    slots: u64,
     /// Rounds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
@@ -52,6 +55,7 @@ struct Measured {
     ratio: f64,
     memory_bytes_per_job: BTreeMap<u64, f64>,
     takes: u64,
+    slots: u64,
     rounds: u64,
 }
 
@@ -83,7 +87,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         let mut totals = vec![(0, Duration::ZERO); depths.len()];
         while totals.iter().any(|(takes, _)| *takes < args.takes) {
             for (depth, total) in depths.iter_mut().zip(&mut totals) {
-                total.1 += depth.takes().await?;
+                total.1 += depth.takes(args.slots).await?;
                 total.0 += BATCH;
                 bar.inc(BATCH);
             }
@@ -112,6 +116,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         take_us_spread: spread,
         memory_bytes_per_job: memory,
         takes: args.takes,
+        slots: args.slots,
         rounds: args.rounds,
     })
 }
@@ -170,18 +175,19 @@ impl Depth {
         Ok(())
     }
 
-    /// Takes a batch of jobs, one at a time, then ends them and queues as many. Answers what the takes cost Redis.
-    async fn takes(&mut self) -> anyhow::Result<Duration> {
+    /// Takes a batch of jobs, so many at a time, then ends them and queues as many. Answers what the takes cost Redis.
+    async fn takes(&mut self, slots: u64) -> anyhow::Result<Duration> {
         let before = script_time(&self.rig.redis).await?;
         let mut leases = Vec::new();
-        for _ in 0..BATCH {
-            let system_id = self.pod.clone();
-            let offer = Offer { lease_id: LeaseId::random(0), runner_id: RunnerId(1), system_id };
-            let (taken, _) = self.partition.take(&self.pod, TIMEOUT, 0, &[self.lane], &[offer]).await?;
+        while (leases.len() as u64) < BATCH {
+            let free = slots.min(BATCH - leases.len() as u64);
+            let offer = |_| Offer { lease_id: LeaseId::random(0), runner_id: RunnerId(1), system_id: self.pod.clone() };
+            let offers: Vec<Offer> = (0..free).map(offer).collect();
+            let (taken, _) = self.partition.take(&self.pod, TIMEOUT, 0, &[self.lane], &offers).await?;
+            ensure!(taken.len() as u64 == free, "a take found too little among {} jobs", self.size);
             leases.extend(taken.into_iter().map(|job| job.lease));
         }
         let cost = script_time(&self.rig.redis).await? - before;
-        ensure!(leases.len() as u64 == BATCH, "a take found nothing among {} jobs", self.size);
 
         let started: Vec<_> = leases.iter().map(|lease| (lease.job_id, Some(lease.lease_id))).collect();
         self.partition.start(TIMEOUT, &started).await?;
