@@ -1,1 +1,190 @@
-//! To come.
+//! dispatcher: one pod. The only place that spawns; what it spawns, it waits for.
+//!
+//! Stages and the channels between them:
+//!
+//! ```text
+//!            inbox ─► fan_out ──wake──┐            ┌── mail ◄─ mailbox
+//!                                     ▼            ▼
+//! runner ─hello─► admit ──opened──► take ◄─wake── recover
+//!    ▲  └─slots, closed─────────────► │ └─undelivered─► give_back ◄─declined─ runner
+//!    └──────────Assign────────────────┘
+//! runner ─accepted─► start ─Start─► runner ─beat─► running ─BeatAck─► runner ─finished─► finish ─FinishedAck─► runner
+//! ```
+
+mod drain;
+mod redis_up;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::Config;
+use crate::grpc::{self, Doors};
+use crate::redis::{Keys, Partition, RedisSettings, Runners};
+use crate::stages::held::Held;
+use crate::stages::sessions::Sessions;
+use crate::stages::{Pod, admit, fan_out, finish, give_back, mail, recover, registry, running, scopes, start, take};
+use crate::telemetry::admin::{self, Admin};
+use crate::telemetry::{Readiness, registry as metrics_registry, samplers};
+
+/// Where a pod listens.
+pub struct Listeners {
+    /// For runners.
+    pub grpc: TcpListener,
+    /// For probes and metrics.
+    pub admin: TcpListener,
+}
+
+/// Messages on their way between two stages: a few batches, so that a stage can collect the next while its call is under way,
+/// and a slow one is felt by those before it.
+const CHANNEL: usize = 1024;
+
+/// Runs a pod until `shutdown`, then drains it.
+///
+/// # Errors
+///
+/// When Redis cannot be reached at the start, or a stage ends by itself, which is a bug.
+pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let readiness = Arc::new(Readiness::default());
+    let (draining, stopped, gone) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let mut tasks = JoinSet::new();
+
+    let router = admin::router(Admin { readiness: readiness.clone(), registry: metrics_registry() });
+    tasks.spawn(ended("admin", admin::serve(listeners.admin, router, gone.clone())));
+
+    let settings = redis_settings(&config)?;
+    let redis = redis_up::connect(&settings, &shutdown).await.context("redis")?;
+    let keys = Keys::new(&config.key_prefix, config.redis_partitions);
+    let prefixes = (0..keys.partitions()).map(|number| keys.partition(number));
+    let partitions = prefixes.map(|prefix| Partition::new(redis.clone(), &prefix)).collect();
+    let runners = Runners::new(redis.clone(), keys.runners());
+    let pod = Pod {
+        name: config.pod_id.clone(),
+        config: config.clone(),
+        redis,
+        keys,
+        partitions,
+        runners,
+        sessions: Arc::<Sessions>::default(),
+        held: Arc::<Held>::default(),
+        draining: draining.clone(),
+        stopped: stopped.clone(),
+    };
+    redis_up::load_scripts(&pod).await.context("redis: loading the scripts")?;
+    readiness.set_redis_up(true);
+    readiness.set_scripts_loaded(true);
+
+    let (to_take, from_stages) = mpsc::channel(CHANNEL);
+    let (slots_in, slots) = mpsc::channel(CHANNEL);
+    let (closed_in, closed) = mpsc::unbounded_channel(); // one for each session; see `Doors::closed`
+    let (give_back_in, returns) = mpsc::channel(CHANNEL);
+    let (scopes_in, scopes_used) = mpsc::channel(CHANNEL);
+    let (knocks_in, knocks) = mpsc::channel(CHANNEL);
+    let (accepted_in, accepted) = mpsc::channel(CHANNEL);
+    let (declined_in, declined) = mpsc::channel(CHANNEL);
+    let (beats_in, beats) = mpsc::channel(CHANNEL);
+    let (finished_in, finished) = mpsc::channel(CHANNEL);
+
+    let changes_from = pod.runners.last_change().await.context("redis: the runner registry")?;
+    for number in 0..pod.keys.partitions() {
+        let mail_read = Arc::new(watch::Sender::new("0-0".to_owned()));
+        let reader = pod.redis.reader().await.context("redis")?;
+        tasks.spawn(ended_ok("mail", mail::run(pod.clone(), number, reader, to_take.clone(), mail_read.clone())));
+        // The first heartbeat comes before anything waits for mail: mail is only for pods that are known.
+        recover::join(&pod, number).await.context("redis: joining")?;
+        tasks.spawn(ended_ok("recover", recover::run(pod.clone(), number, to_take.clone(), mail_read)));
+    }
+    let reader = pod.redis.reader().await.context("redis")?;
+    tasks.spawn(ended_ok("registry", registry::run(pod.clone(), reader, changes_from, to_take.clone())));
+    let inputs = take::Inputs { stages: from_stages, slots, closed };
+    tasks.spawn(ended_ok("take", take::run(pod.clone(), inputs, give_back_in.clone(), scopes_in)));
+    tasks.spawn(ended_ok("scopes", scopes::run(pod.clone(), scopes_used, to_take.clone())));
+    tasks.spawn(ended_ok("admit", admit::run(pod.clone(), knocks, to_take.clone(), closed_in.clone())));
+    tasks.spawn(ended_ok("start", start::run(pod.clone(), accepted)));
+    tasks.spawn(ended_ok("running", running::run(pod.clone(), beats)));
+    tasks.spawn(ended_ok("finish", finish::run(pod.clone(), finished, give_back_in)));
+    tasks.spawn(ended_ok("give_back", give_back::run(pod.clone(), returns, declined, to_take.clone())));
+    let inbox = pod.redis.reader().await.context("redis")?;
+    let mut fan_out = JoinSet::new();
+    fan_out.spawn(fan_out::run(pod.clone(), inbox, to_take.clone()));
+
+    tasks.spawn(ended_ok("redis", redis_up::follow(pod.clone(), readiness.clone(), to_take)));
+    tasks.spawn(ended_ok("watchdog", pod.redis.clone().watch(stopped.clone())));
+    tasks.spawn(ended_ok("upkeep", samplers::run_upkeep(metrics_registry(), stopped.clone())));
+    let lag = &crate::telemetry::metrics().event_loop_lag_seconds;
+    tasks.spawn(ended_ok("event loop probe", samplers::run_event_loop_probe(lag, stopped.clone())));
+    let doors = Doors {
+        knocks: knocks_in,
+        slots: slots_in,
+        accepted: accepted_in,
+        declined: declined_in,
+        beats: beats_in,
+        finished: finished_in,
+        closed: closed_in,
+    };
+    let grpc_address = listeners.grpc.local_addr().context("gRPC address")?;
+    tasks.spawn(ended("grpc", grpc::serve(listeners.grpc, limits(&config), doors, stopped.clone())));
+    info!(pod = %pod.name, grpc = %grpc_address, partitions = pod.keys.partitions(), "pod ready");
+
+    let early = tokio::select! {
+        () = shutdown.cancelled() => None,
+        ended = tasks.join_next() => ended,
+    };
+    if let Some(ended) = early {
+        stopped.cancel();
+        let name = ended.context("a stage panicked")??;
+        anyhow::bail!("{name} ended by itself");
+    }
+    readiness.set_draining();
+    drain::drain(&pod, fan_out).await;
+    gone.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a stage panicked")??;
+    }
+    pod.redis.quit().await;
+    info!(pod = %pod.name, "pod stopped");
+    Ok(())
+}
+
+async fn ended<E: Into<anyhow::Error>>(
+    name: &'static str,
+    task: impl Future<Output = Result<(), E>>,
+) -> anyhow::Result<&'static str> {
+    task.await.map_err(|error| error.into().context(name))?;
+    Ok(name)
+}
+
+async fn ended_ok(name: &'static str, task: impl Future<Output = ()>) -> anyhow::Result<&'static str> {
+    task.await;
+    Ok(name)
+}
+
+fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
+    Ok(RedisSettings {
+        url: config.redis_url.expose().to_owned(),
+        command_timeout: config.redis_command_timeout,
+        username: config.redis_username.clone(),
+        password: config.read_redis_password().context("redis_password_file")?,
+        ca_file: config.redis_ca_file.clone(),
+    })
+}
+
+fn limits(config: &Config) -> grpc::Limits {
+    grpc::Limits {
+        max_connections: config.max_connections,
+        max_streams_per_connection: config.max_streams_per_connection,
+        max_sessions: config.max_sessions,
+        max_slots_per_session: config.max_slots_per_session,
+        message_max_bytes: config.message_max_bytes,
+        hello_timeout: config.hello_timeout,
+        keepalive_interval: config.keepalive_interval,
+        keepalive_timeout: config.keepalive_timeout,
+        auth_failures_per_minute: config.auth_failures_per_minute.try_into().expect("the configuration is at least 1"),
+    }
+}

@@ -1,1 +1,23 @@
-//! To come.
+//! The edge to runners: gRPC sessions in, messages for the stages out.
+//!
+//! Arrives: bytes from anybody. Leaves: an admitted [`Session`](session), its messages checked and typed, on the
+//! bounded channels of [`Doors`]; and what the stages put into its [`Outbox`].
+//!
+//! What must stay true:
+//!
+//! - Nothing is kept for a caller before its token is known, but a connection and one pending stream, both with a
+//!   deadline and a cap.
+//! - A session is driven by its response stream: no task and no buffer beside it, so a runner that does not read
+//!   is not read from either.
+//! - A stage never waits for a runner: an outbox that is full closes its session.
+//! - The end of a session is told exactly once, whatever ends it.
+
+mod connection;
+mod convert;
+mod outbox;
+mod server;
+mod session;
+
+pub use outbox::{Outbox, SessionId};
+pub use server::{Limits, serve};
+pub use session::{Beat, Closed, Doors, Finished, Hello, Knock, Slots, Spoken};

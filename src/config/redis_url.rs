@@ -57,6 +57,14 @@ impl RedisUrl {
     }
 }
 
+impl std::str::FromStr for RedisUrl {
+    type Err = crate::job::Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::new(text).ok_or(crate::job::Malformed("must be a URL of Redis"))
+    }
+}
+
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", self.scheme(), self.host())

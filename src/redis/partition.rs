@@ -4,6 +4,7 @@
 //! lost connection the caller sends it again. `lua/<name>.lua` says what each does.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +12,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::scripts::{self, Outcome};
-use super::{Arg, Redis, RedisError, Reply, Script};
+use super::{Arg, Entry, Reader, Redis, RedisError, Reply, Script};
+use crate::contract::EventType;
 use crate::job::{JobId, Lease, LeaseId, Name, PendingJob, ProjectId, RunnerId, Tenant};
 use crate::runner::{Lane, Scope};
+use crate::tags::{Capability, Fingerprint};
 
 /// The keys of one set of tenants, in one slot of a Redis Cluster.
 #[derive(Clone)]
@@ -110,7 +113,7 @@ pub struct Return {
 }
 
 /// A live lease whose deadline is near, as seen now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Due {
     /// The job under its lease.
     pub lease: Lease,
@@ -145,6 +148,54 @@ struct OrderHead<'a> {
     affinity: Cow<'a, str>,
     #[serde(borrow)]
     traceparent: Cow<'a, str>,
+}
+
+/// A letter from a script to one pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mail {
+    /// The pod waited in this lane, and now there is work.
+    Wake(Lane),
+    /// There is a new lane.
+    LaneOpened(Lane, Capability),
+    /// A running job of this pod is to stop.
+    Cancel {
+        /// The job.
+        lease: Lease,
+        /// How long its runner has.
+        grace: Duration,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A lease of this pod has ended.
+    Revoke {
+        /// The job and its former lease.
+        lease: Lease,
+        /// A reason word.
+        reason: String,
+    },
+}
+
+// === impl Mail ===
+
+impl Mail {
+    fn of(entry: &Entry) -> Option<Self> {
+        let text = |name: &str| std::str::from_utf8(entry.field(name)?).ok();
+        let lease = || Some(Lease { job_id: text("job")?.parse().ok()?, lease_id: text("lease")?.parse().ok()? });
+        match text("type")? {
+            "wake" => Some(Self::Wake(text("lane")?.parse().ok()?)),
+            "lane" => {
+                let capability = serde_json::from_str(text("capability")?).ok()?;
+                Some(Self::LaneOpened(text("lane")?.parse().ok()?, capability))
+            }
+            "cancel" => Some(Self::Cancel {
+                lease: lease()?,
+                grace: Duration::from_millis(text("grace_ms")?.parse().ok()?),
+                reason: serde_json::from_str(text("reason")?).ok()?,
+            }),
+            "revoke" => Some(Self::Revoke { lease: lease()?, reason: text("reason")?.to_owned() }),
+            _ => None,
+        }
+    }
 }
 
 // === impl Partition ===
@@ -386,6 +437,36 @@ impl Partition {
         Ok(self.call(&scripts::WAKE, vec![lane.to_string().into(), pod.as_str().into()]).await?.as_i64()? == 1)
     }
 
+    /// All lanes there are, each with what its jobs need.
+    pub async fn lanes(&self) -> Result<Vec<(Lane, Capability)>, RedisError> {
+        let lanes = self.redis.command("HKEYS", [self.key("lanes").into()]).await?.into_array()?;
+        let needs = self.redis.command("HGETALL", [self.key("capabilities").into()]).await?.into_array()?;
+        let needs = needs.chunks_exact(2).map(|pair| Ok((parse(&pair[0])?, capability_of(&pair[1])?)));
+        let needs: HashMap<Fingerprint, Capability> = needs.collect::<Result<_, RedisError>>()?;
+        let lanes = lanes.iter().map(parse::<Lane>);
+        let known = lanes.filter_map(|lane| match lane {
+            Ok(lane) => needs.get(&lane.fingerprint).map(|capability| Ok((lane, capability.clone()))),
+            Err(error) => Some(Err(error)),
+        });
+        known.collect()
+    }
+
+    /// Reads this pod's mail after an entry; also answers the entry to go on from. Unknown mail, of a newer version, is
+    /// passed over.
+    pub async fn mail(&self, reader: &mut Reader, pod: &Name, after: &str) -> Result<(Vec<Mail>, String), RedisError> {
+        let mailbox = self.key(&format!("mail:{pod}"));
+        let entries = reader.read(&mailbox, after, 256, Some(super::BLOCK_MAX)).await?;
+        let next = entries.last().map_or_else(|| after.to_owned(), |entry| entry.id.clone());
+        Ok((entries.iter().filter_map(Mail::of).collect(), next))
+    }
+
+    /// Appends an event that no script writes, such as `message.rejected`.
+    pub async fn event(&self, event_type: EventType, data: String) -> Result<(), RedisError> {
+        let args = [self.key("events").into(), Arg::from("*"), "v".into(), "1".into(), "type".into()];
+        let args = args.into_iter().chain([event_type.as_str().into(), "data".into(), data.into()]);
+        self.redis.command("XADD", args).await.map(drop)
+    }
+
     /// `tenant`: stores a tenant's weight and cap.
     pub async fn tenant(
         &self,
@@ -488,6 +569,11 @@ fn renewed_of(reply: Reply) -> Result<Renewed, RedisError> {
         }),
         _ => Ok(Renewed::NotYours),
     }
+}
+
+fn capability_of(reply: &Reply) -> Result<Capability, RedisError> {
+    let unexpected = RedisError::Unexpected { wanted: "a capability", got: "other JSON" };
+    serde_json::from_str(reply.as_str()?).map_err(|_| unexpected)
 }
 
 fn outcomes_of(reply: Reply) -> Result<Vec<Outcome>, RedisError> {

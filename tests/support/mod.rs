@@ -1,6 +1,8 @@
 //! What the integration tests share: one private Redis per test binary, one instance name per test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod pods;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -1,0 +1,64 @@
+//! The pod's connection to Redis: made at the start, followed after that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::redis::{Redis, RedisError, RedisSettings, scripts};
+use crate::stages::{Pod, ToTake};
+use crate::telemetry::{Readiness, metrics};
+
+/// Between two tries to reach a Redis that is not there yet.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often to look whether Redis is there.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Connects; waits for a Redis that is not there yet, until `shutdown`.
+pub(super) async fn connect(settings: &RedisSettings, shutdown: &CancellationToken) -> Result<Redis, RedisError> {
+    loop {
+        match Redis::connect(settings).await {
+            Ok(redis) => return Ok(redis),
+            Err(error @ RedisError::Settings(_)) => return Err(error),
+            Err(error) => {
+                warn!(%error, "redis not reached; trying again");
+                tokio::select! {
+                    () = shutdown.cancelled() => return Err(error),
+                    () = tokio::time::sleep(RETRY) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Sends the scripts to every node that has keys of ours, so that calls keep their order.
+pub(super) async fn load_scripts(pod: &Pod) -> Result<(), RedisError> {
+    for partition in pod.partitions.iter() {
+        pod.redis.load(&scripts::ALL, &partition.key("")).await?;
+    }
+    pod.redis.load(&scripts::ALL, pod.runners.prefix()).await
+}
+
+/// Keeps the readiness true, and after each new connection brings the pod and Redis together again, until the pod has stopped.
+pub(super) async fn follow(pod: Pod, readiness: Arc<Readiness>, take: mpsc::Sender<ToTake>) {
+    let mut connections = pod.redis.connections();
+    connections.mark_unchanged();
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tokio::select! {
+            () = pod.stopped.cancelled() => return,
+            _ = look.tick() => readiness.set_redis_up(pod.redis.is_up()),
+            Ok(()) = connections.changed() => {
+                metrics().redis_reconnects_total.increment(1);
+                info!("redis connected again");
+                if let Err(error) = load_scripts(&pod).await {
+                    error!(%error, "scripts not loaded; each is sent with its next call");
+                }
+                // Wakes may have been lost, and with another server all the pod waited for.
+                let _ = take.send(ToTake::Resync).await;
+            }
+        }
+    }
+}

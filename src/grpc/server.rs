@@ -1,0 +1,196 @@
+//! The gRPC server: who may try to open a session, and how often.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::connection::{Peer, accept};
+use super::session::{Caller, Doors, messages};
+use crate::proto::runner_service_server::{RunnerService, RunnerServiceServer};
+use crate::proto::{RouterMessage, RunnerMessage};
+use crate::telemetry::metrics;
+
+/// The longest token, in bytes. Real ones have about 30.
+const TOKEN_MAX_BYTES: usize = 512;
+/// A connection's streams beyond its cap are refused by us, by name; HTTP/2 alone would let them hang.
+const STREAM_HEADROOM: u32 = 64;
+
+/// What callers may use up. The configuration keys of the same names say more.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// TCP connections at a time.
+    pub max_connections: usize,
+    /// Streams of one connection.
+    pub max_streams_per_connection: usize,
+    /// Streams in all.
+    pub max_sessions: usize,
+    /// Slots of one session.
+    pub max_slots_per_session: u32,
+    /// Bytes of one message from a runner.
+    pub message_max_bytes: usize,
+    /// How long a stream may take to its Hello.
+    pub hello_timeout: Duration,
+    /// HTTP/2 pings to a silent connection.
+    pub keepalive_interval: Duration,
+    /// How long a ping may stay unanswered.
+    pub keepalive_timeout: Duration,
+    /// Failed log-ins from one address in a minute before more are refused unheard.
+    pub auth_failures_per_minute: NonZeroU32,
+}
+
+/// Serves runners on `listener` until `shutdown`; sessions must have been closed by then, or are cut.
+pub async fn serve(
+    listener: TcpListener,
+    limits: Limits,
+    doors: Doors,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    // A connection may try a few tokens, each within `hello_timeout`, before it must have a session.
+    let incoming = accept(listener, limits.max_connections, 2 * limits.hello_timeout);
+    let max_streams = limits.max_streams_per_connection as u32 + STREAM_HEADROOM;
+    let failures = Quota::per_minute(limits.auth_failures_per_minute);
+    let message_max_bytes = limits.message_max_bytes;
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(limits.keepalive_interval))
+        .http2_keepalive_timeout(Some(limits.keepalive_timeout))
+        .max_concurrent_streams(max_streams);
+    let failures = Failures { tries: RateLimiter::dashmap(failures), refused: Mutex::default() };
+    let door = Door { limits, doors, sessions: Arc::default(), failures: Arc::new(failures) };
+    let service = RunnerServiceServer::new(door)
+        .max_decoding_message_size(message_max_bytes)
+        .max_encoding_message_size(usize::MAX);
+    server.add_service(service).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned()).await
+}
+
+/// The service of `runner.proto`.
+struct Door {
+    limits: Limits,
+    doors: Doors,
+    sessions: Arc<AtomicUsize>,
+    failures: Arc<Failures>,
+}
+
+/// Failed log-ins by address.
+struct Failures {
+    tries: DefaultKeyedRateLimiter<IpAddr>,
+    /// Addresses that have used up theirs, and until when they are refused unheard.
+    refused: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+/// A place among `max_sessions`, free again when dropped.
+struct Place(Arc<AtomicUsize>);
+
+type Messages = Pin<Box<dyn Stream<Item = Result<RouterMessage, Status>> + Send>>;
+
+// === impl Door ===
+
+impl Door {
+    fn place(&self) -> Result<Place, Status> {
+        let before = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let place = Place(self.sessions.clone());
+        if before < self.limits.max_sessions {
+            return Ok(place);
+        }
+        Err(Status::resource_exhausted(format!("the pod has {} sessions, all it may; retry", self.limits.max_sessions)))
+    }
+}
+
+// === impl Failures ===
+
+impl Failures {
+    /// Counts a failed log-in, which costs the address one of its tries.
+    fn count(&self, address: IpAddr) {
+        metrics().auth_failures_total.increment(1);
+        if let Err(until) = self.tries.check_key(&address) {
+            let now = Instant::now();
+            let wait = until.wait_time_from(DefaultClock::default().now());
+            let mut refused = self.refused.lock().expect("nobody panics with it");
+            refused.retain(|_, until| *until > now);
+            refused.insert(address, now + wait);
+        }
+        if self.tries.len() > 10_000 {
+            self.tries.retain_recent(); // drops addresses that have all their tries again
+        }
+    }
+
+    fn check(&self, address: IpAddr) -> Result<(), Status> {
+        let refused = self.refused.lock().expect("nobody panics with it");
+        match refused.get(&address) {
+            Some(until) if *until > Instant::now() => {
+                Err(Status::resource_exhausted("too many failed log-ins from this address; retry with back-off"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl RunnerService for Door {
+    type SessionStream = Messages;
+
+    async fn session(&self, request: Request<Streaming<RunnerMessage>>) -> Result<Response<Messages>, Status> {
+        let peer = request.extensions().get::<Peer>().expect("every connection has its peer").clone();
+        let address = peer.address();
+        self.failures.check(address)?;
+        let place = self.place()?;
+        let max_streams = self.limits.max_streams_per_connection;
+        let slot = peer.open_stream(max_streams).ok_or_else(|| {
+            Status::resource_exhausted(format!("the connection has {max_streams} streams, all it may"))
+        })?;
+        let token = match token_sha256(request.metadata()) {
+            Ok(token) => token,
+            Err(status) => {
+                self.failures.count(address);
+                return Err(status);
+            }
+        };
+        let caller = Caller {
+            token_sha256: token,
+            inbound: request.into_inner(),
+            doors: self.doors.clone(),
+            hello_timeout: self.limits.hello_timeout,
+            slots_max: self.limits.max_slots_per_session,
+            slot,
+        };
+        let failures = self.failures.clone();
+        let messages = messages(caller).inspect(move |message| {
+            let _place = &place; // held as long as the stream
+            if matches!(message, Err(status) if status.code() == tonic::Code::Unauthenticated) {
+                failures.count(address);
+            }
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The hash of the call's token. The token itself goes no further than this function.
+fn token_sha256(metadata: &MetadataMap) -> Result<String, Status> {
+    let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+    let token = header.and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
+    match token {
+        Some(token) if (1..=TOKEN_MAX_BYTES).contains(&token.len()) => Ok(hex::encode(Sha256::digest(token))),
+        _ => Err(Status::unauthenticated("metadata `authorization` must be `Bearer <runner token>`")),
+    }
+}

@@ -1,0 +1,138 @@
+//! admit: lets a runner in, and the jobs it holds from an earlier session with it.
+//!
+//! In: [`Knock`]s. Out: `Welcome` or a status to the runner, [`Opened`] to the take stage. Refused: unknown token
+//! (UNAUTHENTICATED, said the same way for a deleted runner's), Redis away or pod draining (UNAVAILABLE).
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use subtle::ConstantTimeEq;
+use tokio::sync::mpsc;
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use super::{BATCH, Opened, Pod, ToTake, by_partition};
+use crate::grpc::{Closed, Knock};
+use crate::job::Lease;
+use crate::proto;
+use crate::redis::{RedisError, Renewed};
+use crate::runner::RunnerRecord;
+use crate::telemetry::labels::SessionClosed;
+use crate::telemetry::metrics;
+
+/// How many runners are let in at a time: enough to keep Redis busy when a fleet reconnects, not to flood it.
+const AT_ONCE: usize = 64;
+
+/// Lets runners in until the pod has stopped; refuses them while it drains.
+pub async fn run(
+    pod: Pod,
+    mut knocks: mpsc::Receiver<Knock>,
+    take: mpsc::Sender<ToTake>,
+    closed: mpsc::UnboundedSender<Closed>,
+) {
+    let mut admitting = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = pod.stopped.cancelled() => return,
+            Some(()) = admitting.next() => {}
+            Some(knock) = knocks.recv(), if admitting.len() < AT_ONCE => {
+                admitting.push(admit(&pod, knock, &take, &closed));
+            }
+        }
+    }
+}
+
+async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mpsc::UnboundedSender<Closed>) {
+    let Knock { session, token_sha256, hello, outbox, answer } = knock;
+    if pod.draining.is_cancelled() {
+        let _ = answer.send(Err(Status::unavailable("the pod is draining; reconnect to another")));
+        return;
+    }
+    let found = find(pod, &token_sha256).await;
+    let admitted = match found {
+        Ok(Some(record)) => resume(pod, &hello.running).await.map(|resumed| (record, resumed)),
+        Ok(None) => {
+            debug!(system_id = %hello.system_id, "runner refused");
+            let _ = answer.send(Err(Status::unauthenticated("no runner has this token")));
+            return;
+        }
+        Err(error) => Err(error),
+    };
+    let (record, resumed) = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            warn!(system_id = %hello.system_id, %error, "runner could not be let in");
+            let _ = answer.send(Err(Status::unavailable("the job queue cannot be reached; retry with back-off")));
+            return;
+        }
+    };
+    info!(runner_id = record.id, system_id = %hello.system_id, version = %hello.version, slots = hello.slots,
+        resumed = resumed.len(), session = %session, "runner connected");
+    metrics().sessions_opened_total.increment(1);
+    let runner_id = record.runner_id();
+    for job in &resumed {
+        pod.held.resume(job.lease, session, outbox.clone());
+    }
+    let welcome = proto::Welcome {
+        pod: pod.name.to_string(),
+        session: session.to_string(),
+        lease_ms: pod.config.lease.as_millis() as u32,
+        beat_interval_ms: pod.config.beat_interval.as_millis() as u32,
+        resumed: resumed.iter().map(ResumedJob::to_proto).collect(),
+    };
+    let opened =
+        Opened { session, record, system_id: hello.system_id, features: hello.features, slots: hello.slots, outbox };
+    // Known to all before it is let in: its end, which it tells itself from then on, must find it. Its Welcome still goes
+    // first, as the session looks into its outbox only after that.
+    pod.sessions.insert(session, opened.outbox.clone());
+    let _ = take.send(ToTake::Opened(Box::new(opened))).await;
+    if answer.send(Ok(welcome)).is_err() {
+        let _ = closed.send(Closed { session, why: SessionClosed::Lost }); // it left before, and told so too early
+    }
+    // A change between the look-up and now found no session to change.
+    if let Ok(now) = pod.runners.get(runner_id).await {
+        let _ = take.send(ToTake::Changed(runner_id, now.map(Box::new))).await;
+    }
+}
+
+async fn find(pod: &Pod, token_sha256: &str) -> Result<Option<RunnerRecord>, RedisError> {
+    let found = pod.runners.find(token_sha256).await?;
+    // The key was found by this hash; the comparison that decides takes the same time wherever they differ.
+    Ok(found.filter(|record| record.token_sha256.as_bytes().ct_eq(token_sha256.as_bytes()).into()))
+}
+
+struct ResumedJob {
+    lease: Lease,
+    canceling: Option<Duration>,
+}
+
+// === impl ResumedJob ===
+
+impl ResumedJob {
+    fn to_proto(&self) -> proto::Resumed {
+        proto::Resumed {
+            lease: Some(super::wire(self.lease)),
+            canceling: self.canceling.is_some(),
+            cancel_grace_ms: self.canceling.unwrap_or_default().as_millis() as u32,
+        }
+    }
+}
+
+/// Renews the leases the runner says it holds; answers those that are its own.
+async fn resume(pod: &Pod, leases: &[Lease]) -> Result<Vec<ResumedJob>, RedisError> {
+    let mut resumed = Vec::new();
+    let (groups, _) = by_partition(pod, leases.to_vec(), |lease| *lease);
+    for (partition, leases) in groups {
+        for batch in leases.chunks(BATCH) {
+            let partition = &pod.partitions[usize::from(partition)];
+            let renewed = partition.renew(&pod.name, pod.config.lease, batch).await?;
+            resumed.extend(batch.iter().zip(renewed).filter_map(|(lease, renewed)| match renewed {
+                Renewed::Running => Some(ResumedJob { lease: *lease, canceling: None }),
+                Renewed::Canceling { grace, .. } => Some(ResumedJob { lease: *lease, canceling: Some(grace) }),
+                Renewed::NotYours => None,
+            }));
+        }
+    }
+    Ok(resumed)
+}

@@ -1,0 +1,357 @@
+//! fan_out: takes messages of Rails out of the inbox and applies each in its partition.
+//!
+//! In: the inbox, read by a consumer group in batches; also what dead pods left pending. Out: queued jobs (wakes to the take
+//! stage), every other change, or a `message.rejected` event; then the entry is acknowledged and deleted.
+//!
+//! An entry is acknowledged only after all of it is applied, and applying is idempotent: a pod that dies between is one that
+//! reads again. Nothing a message holds may stop the messages around it.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{debug, info, warn};
+
+use super::{BATCH, Pod, ToTake, Undone};
+use crate::clock::unix_ms;
+use crate::contract::{self, EventType, Limits, Message, Rejection};
+use crate::job::{JobId, PendingJob, ProjectId, Tenant};
+use crate::redis::scripts::Outcome;
+use crate::redis::{Arg, Entry, ReadFrom, Reader, RedisError, Report};
+use crate::telemetry::labels::{InboxType, Rejected};
+use crate::telemetry::metrics;
+
+/// How long an idle read waits; also how fast the stage ends.
+const BLOCK: Duration = Duration::from_millis(500);
+/// How often to look for entries that dead pods left.
+const CLAIM_EVERY: Duration = Duration::from_secs(2);
+/// An entry pending for so long belongs to a dead pod; a live one that is slower only sees it applied twice, which changes
+/// nothing.
+const CLAIM_AFTER: Duration = Duration::from_secs(10);
+
+/// Reads the inbox until the pod drains.
+pub async fn run(pod: Pod, mut reader: Reader, take: mpsc::Sender<ToTake>) {
+    let stage = FanOut { limits: limits(&pod), pod, take };
+    let mut claim = tokio::time::interval_at(Instant::now() + CLAIM_EVERY, CLAIM_EVERY);
+    claim.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut from = Some("0".to_owned()); // one's own pending entries first: a read whose answer was lost
+    while !stage.pod.draining.is_cancelled() {
+        let read = stage.read(&mut reader, from.as_deref()).await;
+        let entries = match read {
+            Ok(entries) => entries,
+            Err(error) => {
+                warn!(%error, "inbox not read"); // the reader pauses by itself
+                from = Some("0".to_owned());
+                continue;
+            }
+        };
+        // Pending entries page by page, until there are none.
+        from = from.and_then(|_| entries.last().map(|entry| entry.id.clone()));
+        if let Err(Undone::Stopped) = stage.apply(entries).await {
+            return;
+        }
+        if claim.tick_if_due() {
+            match stage.claim().await {
+                Ok(entries) => drop(stage.apply(entries).await),
+                Err(error) => warn!(%error, "entries of dead pods not claimed"),
+            }
+        }
+    }
+}
+
+fn limits(pod: &Pod) -> Limits {
+    Limits { payload_max_bytes: pod.config.payload_max_bytes, data_max_bytes: pod.config.data_max_bytes }
+}
+
+/// Whether a tick has come, without waiting for it.
+trait TickIfDue {
+    fn tick_if_due(&mut self) -> bool;
+}
+
+impl TickIfDue for tokio::time::Interval {
+    fn tick_if_due(&mut self) -> bool {
+        use futures::FutureExt;
+        self.tick().now_or_never().is_some()
+    }
+}
+
+struct FanOut {
+    pod: Pod,
+    limits: Limits,
+    take: mpsc::Sender<ToTake>,
+}
+
+/// Jobs of a batch on their way to one partition.
+type Pending = Vec<(String, PendingJob)>;
+
+// === impl FanOut ===
+
+impl FanOut {
+    async fn read(&self, reader: &mut Reader, pending_after: Option<&str>) -> Result<Vec<Entry>, RedisError> {
+        let config = &self.pod.config;
+        let from = pending_after.map_or(ReadFrom::New, ReadFrom::Pending);
+        let (count, consumer) = (config.inbox_batch as usize, self.pod.name.as_str());
+        reader.read_group(&config.inbox_stream, config.inbox_group.as_str(), consumer, count, Some(BLOCK), from).await
+    }
+
+    /// Entries that a dead pod read and did not acknowledge.
+    async fn claim(&self) -> Result<Vec<Entry>, RedisError> {
+        let config = &self.pod.config;
+        let args = [
+            Arg::from(&config.inbox_stream),
+            config.inbox_group.as_str().into(),
+            self.pod.name.as_str().into(),
+            (CLAIM_AFTER.as_millis() as u64).into(),
+            "0-0".into(),
+            "COUNT".into(),
+            config.inbox_batch.into(),
+        ];
+        let reply = self.pod.redis.command("XAUTOCLAIM", args).await?.into_array()?;
+        let entries = reply.into_iter().nth(1).map(|entries| entries.into_entries()).transpose()?.unwrap_or_default();
+        if !entries.is_empty() {
+            info!(entries = entries.len(), "inbox entries of a dead pod taken over");
+        }
+        Ok(entries)
+    }
+
+    /// Applies entries in their order within each partition, then acknowledges them.
+    async fn apply(&self, entries: Vec<Entry>) -> Result<(), Undone> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut pending: Vec<Pending> = vec![Vec::new(); self.pod.partitions.len()];
+        let mut rejected = Vec::new();
+        let mut ids = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let message = contract::parse(&entry.fields, &self.limits);
+            ids.push(Arg::from(&entry.id));
+            match message {
+                Ok(Message::JobPending(job)) => {
+                    metrics().inbox_messages_total.of(InboxType::JobPending).increment(1);
+                    pending[usize::from(self.pod.keys.partition_of(&job.tenant))].push((entry.id, *job));
+                }
+                Ok(message) => {
+                    // What is queued before it must be there when it is applied: a cancel after its job, for one.
+                    self.queue_all(&mut pending).await?;
+                    left_out(self.apply_one(&entry.id, message).await)?;
+                }
+                Err(rejection) => rejected.push((entry.id, rejection)),
+            }
+        }
+        self.queue_all(&mut pending).await?;
+        left_out(self.reject_all(&rejected).await)?;
+        left_out(self.acknowledge(ids).await)
+    }
+
+    async fn queue_all(&self, pending: &mut [Pending]) -> Result<(), Undone> {
+        for (number, jobs) in pending.iter_mut().enumerate() {
+            let jobs = std::mem::take(jobs);
+            let queued = join_all(jobs.chunks(BATCH).map(|batch| self.queue(number as u16, batch))).await;
+            queued.into_iter().collect::<Result<(), Undone>>()?;
+        }
+        Ok(())
+    }
+
+    /// Queues one script call's worth of jobs. A call that fails for good is made again job by job, so that what is wrong with
+    /// one holds up no other.
+    async fn queue(&self, number: u16, jobs: &[(String, PendingJob)]) -> Result<(), Undone> {
+        let partition = &self.pod.partitions[usize::from(number)];
+        let done = self.pod.until_done("fan_out", || partition.fan_out(&self.pod.name, jobs)).await;
+        let done = match done {
+            Ok(done) => done,
+            Err(Undone::Stopped) => return Err(Undone::Stopped),
+            Err(Undone::Failed(_)) if jobs.len() > 1 => {
+                for job in jobs {
+                    Box::pin(self.queue(number, std::slice::from_ref(job))).await?;
+                }
+                return Ok(());
+            }
+            Err(Undone::Failed(_)) => {
+                let (entry_id, job) = &jobs[0];
+                return left_out(self.reject_unqueueable(entry_id, job.id).await);
+            }
+        };
+        let queued = done.outcomes.iter().filter(|outcome| **outcome == Outcome::Ok).count();
+        metrics().jobs_queued_total.increment(queued as u64);
+        debug!(jobs = jobs.len(), queued, partition = number, "jobs queued");
+        self.wake(number, done.wakes).await;
+        for project in done.changed {
+            self.reindex(number, project).await?;
+        }
+        Ok(())
+    }
+
+    async fn wake(&self, number: u16, lanes: Vec<crate::runner::Lane>) {
+        if !lanes.is_empty() {
+            let _ = self.take.send(ToTake::Wake(number, lanes)).await;
+        }
+    }
+
+    async fn reindex(&self, number: u16, project: ProjectId) -> Result<(), Undone> {
+        let partition = &self.pod.partitions[usize::from(number)];
+        let wakes = self.pod.until_done("index", || partition.index(&self.pod.name, Some(project))).await?;
+        self.wake(number, wakes).await;
+        Ok(())
+    }
+
+    async fn apply_one(&self, entry_id: &str, message: Message) -> Result<(), Undone> {
+        let config = &self.pod.config;
+        metrics().inbox_messages_total.of(label(&message)).increment(1);
+        match message {
+            Message::JobPending(_) => unreachable!("queued in batches"),
+            Message::JobCanceled { job_id, tenant, reason } => {
+                let (_, partition) = self.home(&tenant);
+                let call = || partition.cancel(job_id, &reason, config.cancel_grace, config.ended_ttl);
+                let outcome = self.pod.until_done("cancel", call).await?;
+                info!(%job_id, outcome = outcome.word(), "job canceled by rails");
+            }
+            Message::JobRunning { job_id, tenant, .. } => {
+                let (_, partition) = self.home(&tenant);
+                let job = [(job_id, None)];
+                self.pod.until_done("start", || partition.start(config.lease, &job)).await?;
+            }
+            Message::JobFinished { job_id, tenant, status, exit_code, failure_reason } => {
+                let (_, partition) = self.home(&tenant);
+                let report = [Report {
+                    job_id,
+                    lease_id: None,
+                    status: status.as_str(),
+                    exit_code: exit_code.unwrap_or_default(),
+                    failure_reason: failure_reason.unwrap_or_default().to_string(),
+                }];
+                self.pod.until_done("finish", || partition.finish(config.ended_ttl, &report)).await?;
+            }
+            Message::RunnerUpserted(record) => {
+                self.pod.until_done("runner_upsert", || self.pod.runners.upsert(entry_id, &record)).await?;
+                info!(runner_id = record.id, "runner stored");
+            }
+            Message::RunnerDeleted { id } => {
+                self.pod.until_done("runner_upsert", || self.pod.runners.delete(entry_id, id)).await?;
+                info!(runner_id = %id, "runner deleted");
+            }
+            Message::TenantUpserted { tenant, weight, max_running } => {
+                let (_, partition) = self.home(&tenant);
+                self.pod.until_done("tenant", || partition.tenant(&tenant, entry_id, weight, max_running)).await?;
+            }
+            Message::ProjectUpserted { project_id, tenant, instance_runners, group_runners, max_running } => {
+                let (number, partition) = self.home(&tenant);
+                let call =
+                    || partition.project(project_id, entry_id, &tenant, instance_runners, group_runners, max_running);
+                if self.pod.until_done("project", call).await? == Outcome::Ok {
+                    self.reindex(number, project_id).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn home(&self, tenant: &Tenant) -> (u16, &crate::redis::Partition) {
+        let number = self.pod.keys.partition_of(tenant);
+        (number, &self.pod.partitions[usize::from(number)])
+    }
+
+    /// One `message.rejected` each, on the first partition's stream: a bad message may name no tenant.
+    async fn reject_all(&self, rejected: &[(String, Rejection)]) -> Result<(), Undone> {
+        let told = join_all(rejected.iter().map(|(entry_id, rejection)| async move {
+            warn!(entry_id, field = %rejection.field, reason = %rejection.reason, "message rejected");
+            let data = json!({
+                "event_id": format!("{entry_id}.rejected"),
+                "at_ms": unix_ms(),
+                "id": rejection.job_id.map(|id| id.0),
+                "pod": self.pod.name.as_str(),
+                "entry_id": entry_id,
+                "field": rejection.field,
+                "reason": rejection.reason,
+                "data_start": rejection.data_start(),
+            });
+            self.tell_rejected(data, class(rejection)).await
+        }));
+        told.await.into_iter().collect()
+    }
+
+    /// A job that no script takes is a bug of ours, and still must not stop the jobs behind it.
+    async fn reject_unqueueable(&self, entry_id: &str, job_id: JobId) -> Result<(), Undone> {
+        let data = json!({
+            "event_id": format!("{entry_id}.rejected"),
+            "at_ms": unix_ms(),
+            "id": job_id.0,
+            "pod": self.pod.name.as_str(),
+            "entry_id": entry_id,
+            "field": "data",
+            "reason": "the router could not queue this job; its log says why",
+            "data_start": "",
+        });
+        self.tell_rejected(data, Rejected::BadField).await
+    }
+
+    async fn tell_rejected(&self, mut data: serde_json::Value, class: Rejected) -> Result<(), Undone> {
+        if data["id"].is_null() {
+            data.as_object_mut().expect("made as an object").remove("id");
+        }
+        metrics().messages_rejected_total.of(class).increment(1);
+        let data = data.to_string();
+        let partition = &self.pod.partitions[0];
+        let call = || partition.event(EventType::MessageRejected, data.clone());
+        self.pod.until_done("event", call).await
+    }
+
+    async fn acknowledge(&self, ids: Vec<Arg>) -> Result<(), Undone> {
+        let (redis, config) = (&self.pod.redis, &self.pod.config);
+        let stream = Arg::from(&config.inbox_stream);
+        let group = Arg::from(config.inbox_group.as_str());
+        let acked = [stream.clone(), group].into_iter().chain(ids.iter().cloned()).collect::<Vec<_>>();
+        let deleted = [stream].into_iter().chain(ids).collect::<Vec<_>>();
+        // In this order on one connection: an entry that is gone but pending would be claimed for ever.
+        let call = || async {
+            let (acked, deleted) =
+                tokio::join!(redis.command("XACK", acked.clone()), redis.command("XDEL", deleted.clone()));
+            acked.and(deleted)
+        };
+        self.pod.until_done("acknowledge", call).await.map(drop)
+    }
+}
+
+/// What failed for good is in the log; what comes after it goes on.
+fn left_out(done: Result<(), Undone>) -> Result<(), Undone> {
+    match done {
+        Err(Undone::Failed(_)) => Ok(()),
+        done => done,
+    }
+}
+
+fn label(message: &Message) -> InboxType {
+    match message {
+        Message::JobPending(_) => InboxType::JobPending,
+        Message::JobCanceled { .. } => InboxType::JobCanceled,
+        Message::JobRunning { .. } => InboxType::JobRunning,
+        Message::JobFinished { .. } => InboxType::JobFinished,
+        Message::RunnerUpserted(_) => InboxType::RunnerUpserted,
+        Message::RunnerDeleted { .. } => InboxType::RunnerDeleted,
+        Message::TenantUpserted { .. } => InboxType::TenantUpserted,
+        Message::ProjectUpserted { .. } => InboxType::ProjectUpserted,
+    }
+}
+
+fn class(rejection: &Rejection) -> Rejected {
+    match rejection.field.as_str() {
+        "v" => Rejected::UnknownVersion,
+        "type" => Rejected::UnknownType,
+        "data" => Rejected::NotJson,
+        _ => Rejected::BadField,
+    }
+}
+
+/// The inbox as this pod leaves: its consumer goes, with nothing pending, as the stage has ended.
+pub async fn leave(pod: &Pod) -> Result<(), RedisError> {
+    let config = &pod.config;
+    let args = [Arg::from(&config.inbox_stream), config.inbox_group.as_str().into(), pod.name.as_str().into()];
+    let pending = [Arg::from(&config.inbox_stream), config.inbox_group.as_str().into(), "-".into(), "+".into()];
+    let pending = pending.into_iter().chain(["1".into(), pod.name.as_str().into()]);
+    // Entries that could not be applied stay with the consumer, for another pod to claim.
+    if pod.redis.command("XPENDING", pending).await?.into_array()?.is_empty() {
+        pod.redis.command("XGROUP DELCONSUMER", args).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! recover: what time alone brings: heartbeats, leases that ran out, pods that died, wakes that were lost.
+//!
+//! Redis' clock may jump, so it only says whom to look at. A lease expires, and a pod is dead, when this pod itself has seen it
+//! unchanged for long enough on its own monotonic clock; the script then checks that it still is.
+
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch as channel};
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{error, info, warn};
+
+use super::{BATCH, Pod, ToTake, Undone};
+use crate::clock::jitter;
+use crate::job::Lease;
+use crate::redis::{Due, Expired, Partition, RedisError};
+use crate::runner::Lane;
+use crate::telemetry::labels::{self, GaveBack};
+use crate::telemetry::metrics;
+use watch::Watch;
+
+/// The most leases looked at in one round: what is due stays due.
+const DUE_MAX: u32 = 512;
+/// How long mail outlives a pod that nobody buries, all pods being down.
+const MAIL_TTL: Duration = Duration::from_secs(3600);
+
+/// Makes the pod known in partition `number`.
+pub async fn join(pod: &Pod, number: u16) -> Result<(), RedisError> {
+    pod.partitions[usize::from(number)].heartbeat(&pod.name, "0-0", MAIL_TTL).await.map(drop)
+}
+
+/// Looks after partition `number` until the pod has stopped.
+pub async fn run(pod: Pod, number: u16, take: mpsc::Sender<ToTake>, mail_read: Arc<channel::Sender<String>>) {
+    let config = pod.config.clone();
+    let mut recover = Recover {
+        number,
+        take,
+        pods: Watch::new(config.pod_dead_after),
+        leases: Watch::new(config.lease),
+        assigned: Watch::new(config.accept_timeout),
+        canceling: Watch::new(config.cancel_grace),
+        stuck: Watch::new(config.sweep_interval / 2),
+        sweep_cursor: "0".to_owned(),
+        pod,
+    };
+    let mut heartbeat = ticks(config.pod_heartbeat);
+    // Jittered, so that the pods' sweeps spread over the interval.
+    let mut sweep = ticks(jitter(config.sweep_interval, 0.2));
+    let stopped = recover.pod.stopped.clone();
+    loop {
+        let done = tokio::select! {
+            () = stopped.cancelled() => return,
+            _ = heartbeat.tick() => {
+                let read = mail_read.borrow().clone();
+                recover.heartbeat(&read).await
+            }
+            _ = sweep.tick() => recover.sweep_and_expire().await,
+        };
+        if let Err(Undone::Stopped) = done {
+            return;
+        }
+    }
+}
+
+fn ticks(every: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval_at(Instant::now() + every, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+struct Recover {
+    pod: Pod,
+    number: u16,
+    take: mpsc::Sender<ToTake>,
+    /// Pods by name; their heartbeats.
+    pods: Watch<String, String>,
+    /// Leases that were not renewed lately; their beats.
+    leases: Watch<Due, ()>,
+    /// Jobs pushed by pods that do not look after them any more.
+    assigned: Watch<Due, ()>,
+    /// Jobs that were told to stop; their runners may go on beating.
+    canceling: Watch<Lease, ()>,
+    /// Lanes with both work and a waiting pod; what is at their head.
+    stuck: Watch<Lane, String>,
+    sweep_cursor: String,
+}
+
+// === impl Recover ===
+
+impl Recover {
+    fn partition(&self) -> &Partition {
+        &self.pod.partitions[usize::from(self.number)]
+    }
+
+    /// Says that this pod lives, and buries those that do not.
+    async fn heartbeat(&mut self, mail_read: &str) -> Result<(), Undone> {
+        let call = || self.partition().heartbeat(&self.pod.name, mail_read, MAIL_TTL);
+        let (new, pods) = self.pod.until_done("heartbeat", call).await?;
+        if new {
+            // Others took it for dead, or Redis lost it: whatever it waited for is forgotten.
+            info!(pod = %self.pod.name, partition = self.number, "pod joined");
+            let _ = self.take.send(ToTake::Resync).await;
+        }
+        let others = pods.into_iter().filter(|(name, _)| *name != self.pod.name);
+        let seen = others.map(|(name, beat)| (name.to_string(), beat));
+        for (name, heartbeat) in self.pods.unchanged(seen) {
+            let Ok(name) = name.parse() else { continue };
+            let call = || self.partition().bury(&name, Some(&heartbeat));
+            if let Some(given_back) = self.pod.until_done("bury", call).await? {
+                metrics().give_backs_total.of(GaveBack::PodDead).increment(given_back);
+                warn!(dead_pod = %name, partition = self.number, given_back, "dead pod buried");
+            }
+        }
+        Ok(())
+    }
+
+    async fn sweep_and_expire(&mut self) -> Result<(), Undone> {
+        self.sweep().await?;
+        self.expire().await
+    }
+
+    /// Backs up the wakes: a lane with the same head twice, work and a waiting pod, is one whose wake was lost.
+    async fn sweep(&mut self) -> Result<(), Undone> {
+        let config = self.pod.config.clone();
+        let mut seen = Vec::new();
+        loop {
+            let call = || {
+                let cursor = &self.sweep_cursor;
+                self.partition().sweep(cursor, config.lane_idle_ttl, config.events_max_len, config.scope_ttl)
+            };
+            let (next, mut page) = self.pod.until_done("sweep", call).await?;
+            seen.append(&mut page);
+            self.sweep_cursor = next;
+            if self.sweep_cursor == "0" {
+                break;
+            }
+        }
+        for (lane, _) in self.stuck.unchanged(seen) {
+            let call = || self.partition().wake(lane, &self.pod.name);
+            let mine = self.pod.until_done("wake", call).await?;
+            metrics().sweep_rescues_total.increment(1);
+            error!(lane = %lane, partition = self.number, "sweep found a lost wake");
+            if mine {
+                let _ = self.take.send(ToTake::Wake(self.number, vec![lane])).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends leases that this pod has seen unchanged for all their time.
+    async fn expire(&mut self) -> Result<(), Undone> {
+        let config = self.pod.config.clone();
+        // A lease that was renewed within the last beat and a half is nobody's worry.
+        let ahead = config.lease.saturating_sub(config.beat_interval + config.beat_interval / 2);
+        let due = self.pod.until_done("due", || self.partition().due(ahead, DUE_MAX)).await?;
+        let (canceling, leased): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.state == "canceling");
+        let (assigned, leased): (Vec<_>, Vec<_>) = leased.into_iter().partition(|due| due.state == "assigned");
+        // The pushing pod looks after the time to accept; others only when it is past.
+        let overdue = assigned.into_iter().filter(|due| due.overdue_ms >= 0);
+        let mut ended = self.assigned.unchanged(overdue.map(|due| (without_time(due), ())));
+        ended.extend(self.leases.unchanged(leased.into_iter().map(|due| (without_time(due), ()))));
+        let graceless = self.canceling.unchanged(canceling.iter().map(|due| (due.lease, ())));
+        let graceless = canceling.into_iter().filter(|due| graceless.contains(&(due.lease, ())));
+        ended.extend(graceless.map(|due| (due, ())));
+        for batch in ended.chunks(BATCH) {
+            let leases: Vec<_> = batch.iter().map(|(due, ())| (due.lease, due.beat.clone())).collect();
+            let call = || self.partition().expire(&self.pod.name, config.ended_ttl, &leases);
+            let (outcomes, wakes) = self.pod.until_done("expire", call).await?;
+            for ((lease, _), outcome) in leases.iter().zip(outcomes) {
+                let Some(outcome) = label(outcome) else { continue };
+                metrics().expiries_total.of(outcome).increment(1);
+                warn!(job_id = %lease.job_id, lease_id = %lease.lease_id, ?outcome, "lease expired");
+            }
+            if !wakes.is_empty() {
+                let _ = self.take.send(ToTake::Wake(self.number, wakes)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn without_time(due: Due) -> Due {
+    Due { overdue_ms: 0, ..due }
+}
+
+fn label(outcome: Expired) -> Option<labels::Expired> {
+    match outcome {
+        Expired::Requeued => Some(labels::Expired::Requeued),
+        Expired::Failed => Some(labels::Expired::Failed),
+        Expired::Canceled => Some(labels::Expired::Canceled),
+        Expired::Not => None,
+    }
+}

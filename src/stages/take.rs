@@ -1,0 +1,314 @@
+//! take: knows the free slots of this pod's fleet, takes jobs for them, and pushes each to its runner.
+//!
+//! In: sessions, their slots and ends; wakes; lanes. Out: `Assign` to runners; what could not be pushed to give_back; scopes in
+//! use to the scopes stage.
+//!
+//! What must stay true (invariants 7 and 8):
+//!
+//! - For every lane that a class with a free slot matches, a take is under way, or this pod stands in the lane's
+//!   `waiting`, or a wake for it is noted here.
+//! - A wake is answered by a take of its lane: with slots if a class has some, else without, which passes it on.
+//! - A slot is offered in one call at a time; what the answer leaves over is free again.
+//! - What a runner may take is checked once more when its job is pushed.
+
+mod fleet;
+mod lanes;
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{debug, info};
+
+use super::{BATCH, GiveBack, Opened, Pod, ToTake, Undone, wire};
+use crate::clock::{jitter, since_unix_ms};
+use crate::grpc::{Closed, SessionId, Slots, Spoken};
+use crate::job::RunnerId;
+use crate::proto::{self, router_message::Kind};
+use crate::redis::{Offer, TakenJob};
+use crate::runner::{Lane, RunnerRecord, Scope};
+use crate::telemetry::labels::{self, SessionClosed, Took};
+use crate::telemetry::metrics;
+use fleet::{ClassId, Fleet};
+use lanes::Lanes;
+
+/// The most lanes one take asks. A class that matches more asks them in turn; those found empty drop out.
+const LANES_MAX: usize = 32;
+/// How often to count the free slots and look whether scopes are to be spoken for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The most slots one take offers.
+const OFFERS_MAX: usize = BATCH;
+
+/// Where the stage hears from.
+pub struct Inputs {
+    /// The other stages.
+    pub stages: mpsc::Receiver<ToTake>,
+    /// Free slots of sessions.
+    pub slots: mpsc::Receiver<Spoken<Slots>>,
+    /// Ends of sessions.
+    pub closed: mpsc::UnboundedReceiver<Closed>,
+}
+
+/// A take that is under way: what was asked for whom.
+struct Asked {
+    partition: u16,
+    class: ClassId,
+    lanes: Vec<Lane>,
+    offers: Vec<(Offer, SessionId)>,
+}
+
+type Answer = (Asked, Result<(Vec<TakenJob>, Vec<Lane>), Undone>);
+
+struct Take {
+    pod: Pod,
+    fleet: Fleet,
+    lanes: Vec<Lanes>,
+    /// Takes under way.
+    asking: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Lanes of all partitions are read anew.
+    loading: bool,
+    /// Jobs to give back, until the stage that does it has room.
+    returns: Vec<GiveBack>,
+    /// Scopes to open, until the stage that does it has room.
+    scopes: Vec<Scope>,
+    scopes_told: Instant,
+}
+
+/// Takes and pushes until the pod has stopped.
+pub async fn run(pod: Pod, mut inputs: Inputs, give_back: mpsc::Sender<GiveBack>, scopes: mpsc::Sender<Scope>) {
+    let mut take = Take {
+        fleet: Fleet::default(),
+        lanes: pod.partitions.iter().map(|_| Lanes::default()).collect(),
+        asking: FuturesUnordered::new(),
+        loading: true,
+        returns: Vec::new(),
+        scopes: Vec::new(),
+        scopes_told: Instant::now(),
+        pod,
+    };
+    let stopped = take.pod.stopped.clone();
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        if take.loading && !take.load().await {
+            return;
+        }
+        take.ask_all();
+        let look_again = take.fleet.end_back_offs(Instant::now()).unwrap_or_else(far_off);
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            Some((asked, answer)) = take.asking.next() => take.answered(asked, answer),
+            // The end of a session before its slots: a slot of a session that is gone is none.
+            Some(closed) = inputs.closed.recv() => take.closed(closed),
+            Some(spoken) = inputs.slots.recv() => take.fleet.set_slots(spoken.session, spoken.said),
+            Some(said) = inputs.stages.recv() => take.hear(said),
+            Ok(room) = give_back.reserve(), if !take.returns.is_empty() => {
+                room.send(take.returns.pop().expect("there is one"));
+            }
+            Ok(room) = scopes.reserve(), if !take.scopes.is_empty() => {
+                room.send(take.scopes.pop().expect("there is one"));
+            }
+            () = tokio::time::sleep_until(look_again) => {}
+            _ = look.tick() => take.look(),
+        }
+    }
+}
+
+fn far_off() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+// === impl Take ===
+
+impl Take {
+    fn hear(&mut self, said: ToTake) {
+        match said {
+            ToTake::Opened(opened) => self.opened(*opened),
+            ToTake::Changed(id, record) => self.changed(id, record.as_deref()),
+            ToTake::BackOff(session) => {
+                let until = Instant::now() + jitter(self.pod.config.decline_backoff, 0.2);
+                self.fleet.back_off(session, until);
+            }
+            ToTake::Wake(partition, woken) => self.lanes[usize::from(partition)].wake(woken),
+            ToTake::LaneOpened(partition, lane, capability) => {
+                let id = self.lanes[usize::from(partition)].insert(lane, capability);
+                self.fleet.match_lane(partition, id, &self.lanes[usize::from(partition)]);
+            }
+            ToTake::Resync => self.loading = true,
+        }
+    }
+
+    /// Reads all lanes anew and forgets what this pod waited for. False: the pod has stopped.
+    async fn load(&mut self) -> bool {
+        for (number, partition) in self.pod.partitions.iter().enumerate() {
+            let Ok(known) = self.pod.until_done("lanes", || partition.lanes()).await else {
+                return !self.pod.stopped.is_cancelled();
+            };
+            self.lanes[number] = Lanes::of(known);
+        }
+        self.fleet.match_all(&self.lanes);
+        self.scopes_told = Instant::now() - self.pod.config.scope_ttl;
+        self.remind_scopes();
+        self.loading = false;
+        true
+    }
+
+    fn opened(&mut self, opened: Opened) {
+        let session = opened.session;
+        let (scopes, replaced) = self.fleet.open(opened, &self.lanes);
+        self.scopes.extend(scopes);
+        if let Some((older, outbox)) = replaced {
+            let status = tonic::Status::aborted("a newer session of this system_id has taken over");
+            outbox.close(SessionClosed::Replaced, Some(status));
+            info!(session = %session, older = %older, "session replaced by a newer one of its manager");
+        }
+    }
+
+    fn closed(&mut self, closed: Closed) {
+        if !self.pod.sessions.remove(closed.session) {
+            return;
+        }
+        self.fleet.close(closed.session);
+        let why = closed.why;
+        metrics().sessions_closed_total.of(why).increment(1);
+        let undelivered = self.pod.held.forget(closed.session);
+        info!(session = %closed.session, reason = ?why, undelivered = undelivered.len(), "runner disconnected");
+        let draining = self.pod.draining.is_cancelled();
+        let why = if draining { labels::GaveBack::Drain } else { labels::GaveBack::SessionClosed };
+        self.returns.extend(undelivered.into_iter().map(|lease| GiveBack { lease, why, back_off: None }));
+    }
+
+    /// A runner's record has changed: its sessions are of another class at once, or go.
+    fn changed(&mut self, id: RunnerId, record: Option<&RunnerRecord>) {
+        let (scopes, gone) = self.fleet.change(id, record, &self.lanes);
+        self.scopes.extend(scopes);
+        for outbox in gone {
+            let status = tonic::Status::unauthenticated("no runner has this token any more");
+            outbox.close(SessionClosed::Protocol, Some(status));
+        }
+    }
+
+    fn look(&mut self) {
+        metrics().slots_free.set(self.fleet.free() as f64);
+        self.remind_scopes();
+    }
+
+    /// Scopes in use are spoken for again, so that their lanes stay.
+    fn remind_scopes(&mut self) {
+        if self.scopes_told.elapsed() >= self.pod.config.scope_ttl / 3 {
+            self.scopes_told = Instant::now();
+            self.scopes = self.fleet.scopes();
+        }
+    }
+
+    /// Sends every take there is a reason for.
+    fn ask_all(&mut self) {
+        if self.loading {
+            return;
+        }
+        for partition in 0..self.lanes.len() as u16 {
+            if !self.pod.draining.is_cancelled() {
+                while let Some(asked) = self.next_ask(partition) {
+                    self.ask(asked);
+                }
+            }
+            let lanes = self.lanes[usize::from(partition)].wakes_to_pass_on(|lane| {
+                !self.pod.draining.is_cancelled() && self.fleet.may_take_soon(partition, lane)
+            });
+            for batch in lanes.chunks(LANES_MAX) {
+                metrics().wakes_total.of(labels::Wake::PassedOn).increment(batch.len() as u64);
+                let lanes = batch.to_vec();
+                self.ask(Asked { partition, class: ClassId::NONE, lanes, offers: Vec::new() });
+            }
+        }
+    }
+
+    /// A class with free slots and a lane that may have work for them.
+    fn next_ask(&mut self, partition: u16) -> Option<Asked> {
+        let known = &mut self.lanes[usize::from(partition)];
+        let (class, lanes) = self.fleet.class_to_ask(partition, |id| known.may_have_work(id), LANES_MAX)?;
+        let lanes = known.asked(&lanes);
+        let offers = self.fleet.offer(class, partition, OFFERS_MAX);
+        let offers = offers.into_iter().map(|(session, runner_id, system_id)| {
+            (Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id }, session)
+        });
+        Some(Asked { partition, class, lanes, offers: offers.collect() })
+    }
+
+    fn ask(&mut self, asked: Asked) {
+        let pod = self.pod.clone();
+        self.asking.push(Box::pin(async move {
+            let partition = &pod.partitions[usize::from(asked.partition)];
+            let offers: Vec<Offer> = asked.offers.iter().map(|(offer, _)| offer.clone()).collect();
+            let accept_timeout = pod.config.accept_timeout;
+            let call = || partition.take(&pod.name, accept_timeout, 0, &asked.lanes, &offers);
+            let answer = pod.until_done("take", call).await;
+            (asked, answer)
+        }));
+    }
+
+    fn answered(&mut self, asked: Asked, answer: Result<(Vec<TakenJob>, Vec<Lane>), Undone>) {
+        let Asked { partition, class, lanes, offers } = asked;
+        let known = &mut self.lanes[usize::from(partition)];
+        let (jobs, again) = match answer {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.fleet.take_back(class, partition, offers.iter().map(|(_, session)| *session));
+                return;
+            }
+        };
+        let took = if jobs.is_empty() { Took::Empty } else { Took::Jobs };
+        metrics().takes_total.of(took).increment(1);
+        // With slots left over the pod now waits in every lane asked but those to ask again.
+        let waits = jobs.len() < offers.len();
+        known.answered(&lanes, waits);
+        known.wake(again);
+        let mut unused: Vec<SessionId> = Vec::with_capacity(offers.len() - jobs.len());
+        let mut jobs = jobs.into_iter().peekable();
+        for (offer, session) in offers {
+            match jobs.next_if(|job| job.lease.lease_id == offer.lease_id) {
+                Some(job) => self.push(job, session, partition),
+                None => unused.push(session),
+            }
+        }
+        self.fleet.take_back(class, partition, unused.into_iter());
+    }
+
+    /// Pushes a taken job to the runner it was taken for.
+    fn push(&mut self, job: TakenJob, session: SessionId, partition: u16) {
+        let capability = self.lanes[usize::from(partition)].capability(job.lane);
+        let may_take = capability.is_some_and(|capability| self.fleet.may_take(session, job.lane.scope, capability));
+        let outbox = self.pod.sessions.get(session).filter(|_| may_take && !self.pod.draining.is_cancelled());
+        let lease = job.lease;
+        let Some(outbox) = outbox else {
+            let draining = self.pod.draining.is_cancelled();
+            let why = if draining { labels::GaveBack::Drain } else { labels::GaveBack::SessionClosed };
+            self.fleet.release(session);
+            self.returns.push(GiveBack { lease, why, back_off: None });
+            return;
+        };
+        self.pod.held.assign(lease, session, outbox.clone());
+        let assign = proto::Assign {
+            lease: Some(wire(lease)),
+            payload: job.payload,
+            accept_timeout_ms: self.pod.config.accept_timeout.as_millis() as u32,
+            traceparent: job.traceparent,
+            attempt: job.attempt,
+            timeout_ms: job.timeout.as_millis() as u64,
+        };
+        if !outbox.send(Kind::Assign(assign)) {
+            // The session ends; its end gives the job back.
+            debug!(job_id = %lease.job_id, session = %session, "job not sent");
+            return;
+        }
+        self.fleet.assigned(session);
+        metrics().jobs_assigned_total.increment(1);
+        metrics().publish_to_push_seconds.record(since_unix_ms(job.published_at_ms));
+        metrics().queue_wait_seconds.record(since_unix_ms(job.queued_at_ms));
+        info!(job_id = %lease.job_id, lease_id = %lease.lease_id, attempt = job.attempt, session = %session,
+            lane = %job.lane, "job pushed");
+    }
+}

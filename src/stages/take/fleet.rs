@@ -1,0 +1,334 @@
+//! The sessions of this pod by class, and their free slots.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio::time::Instant;
+
+use super::lanes::{LaneId, Lanes};
+use crate::grpc::{Outbox, SessionId, Slots};
+use crate::job::{Name, RunnerId};
+use crate::runner::{RunnerClass, RunnerRecord, Scope};
+use crate::stages::Opened;
+use crate::tags::{Capability, TagSet};
+
+/// A class's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ClassId(usize);
+
+/// All sessions.
+#[derive(Default)]
+pub(super) struct Fleet {
+    sessions: HashMap<SessionId, Member>,
+    managers: HashMap<(RunnerId, Name), SessionId>,
+    class_ids: HashMap<RunnerClass, ClassId>,
+    classes: Vec<Class>,
+    /// Classes, highest runner priority first.
+    order: Vec<ClassId>,
+    /// Sessions that are left alone, and until when.
+    backing_off: BTreeSet<(Instant, SessionId)>,
+}
+
+struct Member {
+    class: ClassId,
+    record: RunnerRecord,
+    system_id: Name,
+    features: TagSet,
+    outbox: Outbox,
+    /// Free slots as the runner said last.
+    said_free: u32,
+    /// Assignments sent; and those of them that the runner had seen when it counted.
+    sent: u64,
+    seen: u64,
+    /// Slots offered in takes that are under way.
+    offered: u32,
+    back_off: Option<Instant>,
+    /// Free slots as they stand in its class's `free`.
+    ranked: u32,
+}
+
+struct Class {
+    class: RunnerClass,
+    members: BTreeSet<SessionId>,
+    /// Members with free slots that may be offered; most slots last.
+    free: BTreeSet<(u32, SessionId)>,
+    /// Per partition, the lanes it matches.
+    lanes: Vec<Vec<LaneId>>,
+    /// Per partition, takes under way.
+    asking: Vec<u32>,
+}
+
+// === impl ClassId ===
+
+impl ClassId {
+    /// Of a take for nobody, which passes a wake on.
+    pub(super) const NONE: Self = Self(usize::MAX);
+}
+
+// === impl Member ===
+
+impl Member {
+    fn free(&self) -> u32 {
+        let on_their_way = self.sent.saturating_sub(self.seen);
+        self.said_free.saturating_sub(u32::try_from(on_their_way).unwrap_or(u32::MAX)).saturating_sub(self.offered)
+    }
+
+    fn offerable(&self) -> u32 {
+        if self.back_off.is_some() { 0 } else { self.free() }
+    }
+}
+
+// === impl Fleet ===
+
+impl Fleet {
+    /// Adds a session. Answers the scopes of its class, and the older session of the same manager, if there is one.
+    pub(super) fn open(&mut self, opened: Opened, lanes: &[Lanes]) -> (Vec<Scope>, Option<(SessionId, Outbox)>) {
+        let Opened { session, record, system_id, features, slots, outbox } = opened;
+        let class = self.class_of(record.class(&features), lanes);
+        self.classes[class.0].members.insert(session);
+        let scopes = self.classes[class.0].class.scopes.iter().copied().collect();
+        let manager = (record.runner_id(), system_id.clone());
+        let member = Member {
+            class,
+            record,
+            system_id,
+            features,
+            outbox,
+            said_free: slots,
+            sent: 0,
+            seen: 0,
+            offered: 0,
+            back_off: None,
+            ranked: 0,
+        };
+        self.sessions.insert(session, member);
+        self.rank(session);
+        let older = self.managers.insert(manager, session);
+        let replaced = older.and_then(|older| {
+            let member = self.sessions.get_mut(&older)?;
+            member.said_free = 0;
+            let outbox = member.outbox.clone();
+            self.rank(older);
+            Some((older, outbox))
+        });
+        (scopes, replaced)
+    }
+
+    pub(super) fn close(&mut self, session: SessionId) {
+        let Some(member) = self.sessions.remove(&session) else { return };
+        let class = &mut self.classes[member.class.0];
+        class.members.remove(&session);
+        class.free.remove(&(member.ranked, session));
+        let manager = (member.record.runner_id(), member.system_id);
+        if self.managers.get(&manager) == Some(&session) {
+            self.managers.remove(&manager);
+        }
+    }
+
+    /// A runner's record has changed. Answers scopes its sessions have now, and the outboxes of those that must go.
+    pub(super) fn change(
+        &mut self,
+        id: RunnerId,
+        record: Option<&RunnerRecord>,
+        lanes: &[Lanes],
+    ) -> (Vec<Scope>, Vec<Outbox>) {
+        let (mut scopes, mut gone) = (Vec::new(), Vec::new());
+        let members = self.sessions.iter().filter(|(_, member)| member.record.runner_id() == id);
+        let sessions: Vec<SessionId> = members.map(|(session, _)| *session).collect();
+        for session in sessions {
+            let member = &self.sessions[&session];
+            let Some(record) = record.filter(|record| record.token_sha256 == member.record.token_sha256) else {
+                gone.push(member.outbox.clone());
+                continue;
+            };
+            let (old, features) = (member.class, member.features.clone());
+            let class = self.class_of(record.class(&features), lanes);
+            let ranked = std::mem::take(&mut self.sessions.get_mut(&session).expect("found above").ranked);
+            self.classes[old.0].members.remove(&session);
+            self.classes[old.0].free.remove(&(ranked, session));
+            self.classes[class.0].members.insert(session);
+            scopes.extend(self.classes[class.0].class.scopes.iter().copied());
+            let member = self.sessions.get_mut(&session).expect("found above");
+            member.class = class;
+            member.record = record.clone();
+            self.rank(session);
+        }
+        (scopes, gone)
+    }
+
+    pub(super) fn set_slots(&mut self, session: SessionId, slots: Slots) {
+        if let Some(member) = self.sessions.get_mut(&session) {
+            member.said_free = slots.free;
+            member.seen = slots.assigns_seen.min(member.sent);
+        }
+        self.rank(session);
+    }
+
+    pub(super) fn back_off(&mut self, session: SessionId, until: Instant) {
+        if let Some(member) = self.sessions.get_mut(&session) {
+            member.back_off = Some(until);
+            self.backing_off.insert((until, session));
+        }
+        self.rank(session);
+    }
+
+    /// Sessions whose time alone is over may be offered again. Answers when the next one's is.
+    pub(super) fn end_back_offs(&mut self, now: Instant) -> Option<Instant> {
+        while let Some((until, session)) = self.backing_off.first().copied() {
+            if until > now {
+                return Some(until);
+            }
+            self.backing_off.pop_first();
+            if let Some(member) = self.sessions.get_mut(&session).filter(|member| member.back_off == Some(until)) {
+                member.back_off = None;
+                self.rank(session);
+            }
+        }
+        None
+    }
+
+    /// Free slots of all sessions.
+    pub(super) fn free(&self) -> u64 {
+        self.sessions.values().map(|member| u64::from(member.free())).sum()
+    }
+
+    /// The scopes of all sessions.
+    pub(super) fn scopes(&self) -> Vec<Scope> {
+        let used = self.classes.iter().filter(|class| !class.members.is_empty());
+        let scopes: BTreeSet<Scope> = used.flat_map(|class| class.class.scopes.iter().copied()).collect();
+        scopes.into_iter().collect()
+    }
+
+    /// Matches a new lane against all classes.
+    pub(super) fn match_lane(&mut self, partition: u16, id: LaneId, lanes: &Lanes) {
+        let (lane, capability) = lanes.get(id);
+        for class in &mut self.classes {
+            let matched = &mut class.lanes[usize::from(partition)];
+            if class.class.matches(lane.scope, capability) && !matched.contains(&id) {
+                matched.push(id);
+            }
+        }
+    }
+
+    /// Matches all classes against all lanes, which have new numbers.
+    pub(super) fn match_all(&mut self, lanes: &[Lanes]) {
+        for class in &mut self.classes {
+            class.lanes = matched(&class.class, lanes);
+        }
+    }
+
+    /// A class with a free slot and lanes to ask for it, at most `max` of them.
+    pub(super) fn class_to_ask(
+        &self,
+        partition: u16,
+        may_have_work: impl Fn(LaneId) -> bool,
+        max: usize,
+    ) -> Option<(ClassId, Vec<LaneId>)> {
+        let number = usize::from(partition);
+        // Highest runner priority first: lower classes get what is left over.
+        self.order.iter().find_map(|id| {
+            let class = &self.classes[id.0];
+            if class.asking[number] > 0 || class.free.is_empty() {
+                return None;
+            }
+            let lanes = class.lanes[number].iter().copied();
+            let lanes: Vec<LaneId> = lanes.filter(|id| may_have_work(*id)).take(max).collect();
+            (!lanes.is_empty()).then_some((*id, lanes))
+        })
+    }
+
+    /// Offers up to `max` free slots of a class, those of the session with the most free ones first.
+    pub(super) fn offer(&mut self, class: ClassId, partition: u16, max: usize) -> Vec<(SessionId, RunnerId, Name)> {
+        self.classes[class.0].asking[usize::from(partition)] += 1;
+        let mut offers = Vec::new();
+        while offers.len() < max {
+            // One slot of the freest session at a time, so that a batch spreads as single jobs would.
+            let Some((_, session)) = self.classes[class.0].free.last().copied() else { break };
+            let member = self.sessions.get_mut(&session).expect("members are sessions");
+            member.offered += 1;
+            offers.push((session, member.record.runner_id(), member.system_id.clone()));
+            self.rank(session);
+        }
+        offers
+    }
+
+    /// A take is answered; these slots were not used.
+    pub(super) fn take_back(&mut self, class: ClassId, partition: u16, unused: impl Iterator<Item = SessionId>) {
+        if let Some(class) = self.classes.get_mut(class.0) {
+            class.asking[usize::from(partition)] -= 1;
+        }
+        for session in unused {
+            self.release(session);
+        }
+    }
+
+    /// An offered slot was not used.
+    pub(super) fn release(&mut self, session: SessionId) {
+        if let Some(member) = self.sessions.get_mut(&session) {
+            member.offered = member.offered.saturating_sub(1);
+        }
+        self.rank(session);
+    }
+
+    /// An offered slot was used: an assignment is on its way.
+    pub(super) fn assigned(&mut self, session: SessionId) {
+        if let Some(member) = self.sessions.get_mut(&session) {
+            member.offered = member.offered.saturating_sub(1);
+            member.sent += 1;
+        }
+        self.rank(session);
+    }
+
+    /// Whether a class could answer a wake of this lane now or when a take under way is answered.
+    pub(super) fn may_take_soon(&self, partition: u16, lane: LaneId) -> bool {
+        let number = usize::from(partition);
+        let matching = self.classes.iter().filter(|class| class.lanes[number].contains(&lane));
+        matching.into_iter().any(|class| class.asking[number] > 0 || !class.free.is_empty())
+    }
+
+    /// Whether the session is there and its runner may take such a job, as the record is now.
+    pub(super) fn may_take(&self, session: SessionId, scope: Scope, capability: &Capability) -> bool {
+        let member = self.sessions.get(&session);
+        member.is_some_and(|member| self.classes[member.class.0].class.matches(scope, capability))
+    }
+
+    fn class_of(&mut self, class: RunnerClass, lanes: &[Lanes]) -> ClassId {
+        if let Some(id) = self.class_ids.get(&class) {
+            return *id;
+        }
+        let id = ClassId(self.classes.len());
+        self.classes.push(Class {
+            lanes: matched(&class, lanes),
+            class: class.clone(),
+            members: BTreeSet::new(),
+            free: BTreeSet::new(),
+            asking: vec![0; lanes.len()],
+        });
+        self.class_ids.insert(class, id);
+        self.order.push(id);
+        self.order.sort_by_key(|id| std::cmp::Reverse(self.classes[id.0].class.priority));
+        id
+    }
+
+    /// Puts a session where its free slots belong in its class.
+    fn rank(&mut self, session: SessionId) {
+        let Some(member) = self.sessions.get_mut(&session) else { return };
+        let (before, now) = (member.ranked, member.offerable());
+        if before == now {
+            return;
+        }
+        member.ranked = now;
+        let free = &mut self.classes[member.class.0].free;
+        free.remove(&(before, session));
+        if now > 0 {
+            free.insert((now, session));
+        }
+    }
+}
+
+fn matched(class: &RunnerClass, lanes: &[Lanes]) -> Vec<Vec<LaneId>> {
+    let matching = |lanes: &Lanes| {
+        let matching = lanes.iter().filter(|(_, lane, capability)| class.matches(lane.scope, capability));
+        matching.map(|(id, ..)| id).collect()
+    };
+    lanes.iter().map(matching).collect()
+}

@@ -1,0 +1,201 @@
+//! Whole pods, runners and a Rails for tests: real gRPC on loopback, real Redis, all in this process.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use job_router::client::{self, Executor, JobContext, Options, Outcome, Shutdown, Summary};
+use job_router::config::Config;
+use job_router::contract::Event;
+use job_router::dispatcher::{self, Listeners};
+use job_router::job::Name;
+use job_router::redis::{Arg, Redis, RedisSettings};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{instance, redis_url};
+
+/// How long anything may take before a test gives up on it.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// One installation under its own name.
+pub struct Installation {
+    pub redis: Redis,
+    pub config: Config,
+}
+
+/// A pod in this process.
+pub struct TestPod {
+    pub url: String,
+    pub admin: String,
+    shutdown: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+/// A runner in this process.
+pub struct TestRunner {
+    pub shutdown: Shutdown,
+    task: JoinHandle<Result<Summary, client::ClientError>>,
+}
+
+impl Installation {
+    pub async fn new() -> Self {
+        let instance = instance();
+        let mut config = Config::default();
+        config.redis_url = redis_url().parse().expect("a URL");
+        config.inbox_stream = format!("{instance}:inbox");
+        config.key_prefix = instance;
+        config.drain_timeout = Duration::from_secs(5);
+        let redis = Redis::connect(&RedisSettings::new(redis_url())).await.expect("connects");
+        Self { redis, config }
+    }
+
+    pub async fn pod(&self, name: &str) -> TestPod {
+        let mut config = self.config.clone();
+        config.pod_id = Name::new(name).expect("a name");
+        let grpc = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let admin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", grpc.local_addr().expect("an address"));
+        let admin_url = admin.local_addr().expect("an address").to_string();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(dispatcher::run(config, Listeners { grpc, admin }, shutdown.clone()));
+        TestPod { url, admin: admin_url, shutdown, task }
+    }
+
+    /// Publishes a message as Rails would.
+    pub async fn publish(&self, kind: &str, data: Value) -> String {
+        self.xadd(&[("v", "1"), ("type", kind), ("data", &data.to_string())]).await
+    }
+
+    pub async fn xadd(&self, fields: &[(&str, &str)]) -> String {
+        let args = [Arg::from(&self.config.inbox_stream), "*".into()];
+        let fields = fields.iter().flat_map(|(name, value)| [Arg::from(*name), Arg::from(*value)]);
+        let id = self.redis.command("XADD", args.into_iter().chain(fields)).await.expect("adds");
+        id.as_str().expect("an id").to_owned()
+    }
+
+    /// Registers a runner; its token is `token-<id>`.
+    pub async fn register(&self, id: u64, data: Value) {
+        let mut record = json!({
+            "id": id, "token_sha256": hex::encode(Sha256::digest(token(id))), "type": "instance", "run_untagged": true,
+        });
+        for (key, value) in data.as_object().expect("an object") {
+            record[key] = value.clone();
+        }
+        self.publish("runner.upserted", record).await;
+        self.until("the runner is registered", async || {
+            let key = format!("{{{}:runners}}:id:{id}", self.config.key_prefix);
+            let stored = self.redis.command("HEXISTS", [Arg::from(key), "record".into()]).await.expect("a reply");
+            (stored.as_u64().ok()? == 1).then_some(())
+        })
+        .await;
+    }
+
+    pub async fn job(&self, id: u64, data: Value) -> String {
+        let mut job = json!({"id": id, "project_id": 1, "namespace_ids": [1], "payload": {"steps": []}});
+        for (key, value) in data.as_object().expect("an object") {
+            job[key] = value.clone();
+        }
+        self.publish("job.pending", job).await
+    }
+
+    pub fn runner<E: Executor>(&self, url: &str, id: u64, system_id: &str, slots: u32, executor: E) -> TestRunner {
+        let mut options =
+            Options::new(url, SecretString::from(token(id)), Name::new(system_id).expect("a name"), slots);
+        options.shutdown_grace = Duration::from_secs(5);
+        let shutdown = Shutdown::default();
+        let task = tokio::spawn(client::run(options, executor, shutdown.clone()));
+        TestRunner { shutdown, task }
+    }
+
+    /// All events so far.
+    pub async fn events(&self) -> Vec<Event> {
+        let key = format!("{{{}:0}}:events", self.config.key_prefix);
+        let reply = self.redis.command("XRANGE", [Arg::from(key), "-".into(), "+".into()]).await.expect("a reply");
+        let entries = reply.into_entries().expect("entries");
+        entries.iter().map(|entry| Event::parse(&entry.fields).expect("an event")).collect()
+    }
+
+    /// How many events there are of each type.
+    pub async fn counts(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for event in self.events().await {
+            *counts.entry(event.event_type.to_string()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Waits until there are `n` events of a type.
+    pub async fn until_events(&self, kind: &str, n: usize) {
+        self.until(kind, async || (self.counts().await.get(kind).copied().unwrap_or(0) >= n).then_some(())).await;
+    }
+
+    /// Waits for something, with a limit.
+    pub async fn until<T>(&self, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+        let look = async {
+            loop {
+                if let Some(found) = look().await {
+                    return found;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        match tokio::time::timeout(LIMIT, look).await {
+            Ok(found) => found,
+            Err(_) => panic!("not in time: {what}; events: {:?}", self.counts().await),
+        }
+    }
+}
+
+impl TestPod {
+    /// As SIGTERM does; waits until it has drained.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(LIMIT, self.task).await.expect("drains in time").expect("no panic").expect("no error");
+    }
+
+    /// As SIGKILL does, as far as that goes within a process.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+impl TestRunner {
+    pub async fn stop(self) -> Summary {
+        self.shutdown.stop.cancel();
+        let ended = tokio::time::timeout(LIMIT, self.task).await.expect("stops in time").expect("no panic");
+        ended.expect("no error")
+    }
+
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+pub fn token(id: u64) -> String {
+    format!("token-{id}")
+}
+
+/// Runs nothing, for `duration`, and notes which jobs it was given.
+#[derive(Clone, Default)]
+pub struct Noting {
+    pub duration: Duration,
+    pub ran: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Executor for Noting {
+    async fn run(&self, job: JobContext) -> Outcome {
+        self.ran.lock().expect("no panic").push(job.assignment.lease.job_id.0);
+        tokio::select! {
+            () = tokio::time::sleep(self.duration) => Outcome::success(),
+            () = job.cancel.cancelled() => Outcome::canceled(),
+            () = job.kill.cancelled() => Outcome::canceled(),
+        }
+    }
+}
