@@ -469,3 +469,27 @@ async fn a_sweep_sees_a_lane_with_work_and_a_waiting_pod() {
     assert_eq!(stuck.iter().map(|(lane, _)| *lane).collect::<Vec<_>>(), [instance_lane()]);
     assert!(world.partition.wake(instance_lane(), &name("pod")).await.expect("wakes"));
 }
+
+/// A lane of untagged jobs.
+fn lane(scope: Scope) -> Lane {
+    Lane { scope, fingerprint: instance_lane().fingerprint }
+}
+
+async fn switch_groups(world: &World, version: &str, on: bool) {
+    let tenant = Tenant::of_namespace(1);
+    let outcome = world.partition.project(ProjectId(1), version, &tenant, None, Some(on), None).await;
+    assert_eq!(outcome.expect("stores"), Outcome::Ok);
+    world.partition.index(&name("pod"), Some(ProjectId(1))).await.expect("indexes");
+}
+
+#[tokio::test]
+async fn a_bucket_that_emptied_while_its_scope_was_forbidden_is_mended_when_it_is_allowed_again() {
+    let world = World::with_scopes(&[Scope::Instance, Scope::Group(1)]).await;
+    world.queue(job(1)).await;
+    switch_groups(&world, "1790000000000-0", false).await;
+    let lease = running(&world).await;
+    finish(&world, lease).await;
+    switch_groups(&world, "1790000000001-0", true).await;
+    assert!(take_from(&world, lane(Scope::Group(1)), 1).await.is_empty());
+    assert_only_records_left(&world).await;
+}
