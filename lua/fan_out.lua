@@ -37,6 +37,7 @@ local function learn_project(id, tenant, namespaces, instance_runners, group_run
       call('HSET', P .. 'project:' .. id, 'unindexed', '1')
     end
     known.tenant, known.namespaces, known.open = tenant, namespaces, list
+    known.open_text, known.looked = open, true
     known.instance_runners, known.group_runners = instance_runners, group_runners
   end
   known.version = version

@@ -493,3 +493,14 @@ async fn a_bucket_that_emptied_while_its_scope_was_forbidden_is_mended_when_it_i
     assert!(take_from(&world, lane(Scope::Group(1)), 1).await.is_empty());
     assert_only_records_left(&world).await;
 }
+
+#[tokio::test]
+async fn a_scope_that_opens_while_a_known_project_has_nothing_queued_gets_its_next_job() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = running(&world).await;
+    world.open(Scope::Group(1)).await;
+    world.queue(job(2)).await;
+    assert_eq!(ids(&take_from(&world, lane(Scope::Group(1)), 1).await), [2]);
+    finish(&world, lease).await;
+}

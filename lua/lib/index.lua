@@ -85,6 +85,7 @@ end
 local function index(name, head)
   local fp, id, priority = bucket_parts(name)
   call('ZADD', BUCKETS, 0, bucket_member(fp, id, priority))
+  look_at_scopes(id)
   for _, scope in ipairs(project(id).open) do open_lane(scope .. ':' .. fp, fp) end
   reindex(name, head)
 end

@@ -38,10 +38,20 @@ local function project(id)
     'tenant', 'namespaces', 'instance_runners', 'group_runners', 'version', 'max_running', 'open', 'unindexed')
   known = {
     tenant = f[1], namespaces = f[2], instance_runners = f[3], group_runners = f[4], version = f[5],
-    max_running = tonumber(f[6] or ''), open = split(f[7] or ''), unindexed = f[8],
+    max_running = tonumber(f[6] or ''), open_text = f[7], open = split(f[7] or ''), unindexed = f[8],
   }
   projects[id] = known
   return known
+end
+
+-- Scopes open and close while a project has nothing queued, when `index` does not meet it: look again which are
+-- open, once per call.
+local function look_at_scopes(id)
+  local facts = project(id)
+  if facts.looked then return end
+  local open, list = open_scopes(id, facts.namespaces, facts.instance_runners, facts.group_runners)
+  if open ~= facts.open_text then call('HSET', P .. 'project:' .. id, 'open', open) end
+  facts.open_text, facts.open, facts.looked = open, list, true
 end
 
 -- A tenant as it is now; read once per call. `running` counts its jobs on instance runners.
