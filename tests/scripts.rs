@@ -504,3 +504,35 @@ async fn a_scope_that_opens_while_a_known_project_has_nothing_queued_gets_its_ne
     assert_eq!(ids(&take_from(&world, lane(Scope::Group(1)), 1).await), [2]);
     finish(&world, lease).await;
 }
+
+/// Pods woken by mail, in order.
+async fn mailed(world: &World, pod: &str) -> String {
+    world.snapshot().await.remove(&format!("mail:{pod}")).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn the_end_of_a_capped_tenants_job_wakes_who_waits_for_its_next() {
+    let world = instance_world().await;
+    let tenant = Tenant::of_namespace(1);
+    world.partition.tenant(&tenant, "5-0", 1, Some(1)).await.expect("stores");
+    world.queue(job(1)).await;
+    world.queue(job(2)).await;
+    let lease = running(&world).await;
+    world.heartbeat("other").await;
+    let taken = world.partition.take(&name("other"), ACCEPT, 0, &[instance_lane()], &offers(1)).await.expect("takes").0;
+    assert!(taken.is_empty(), "the tenant is at its cap");
+    finish(&world, lease).await;
+    assert!(mailed(&world, "other").await.contains("wake"));
+}
+
+#[tokio::test]
+async fn a_cap_that_is_lifted_wakes_who_waits() {
+    let world = instance_world().await;
+    let tenant = Tenant::of_namespace(1);
+    world.partition.tenant(&tenant, "5-0", 1, Some(0)).await.expect("stores");
+    world.queue(job(1)).await;
+    assert!(take(&world, 1).await.is_empty(), "the tenant is at its cap");
+    world.partition.tenant(&tenant, "6-0", 1, None).await.expect("stores");
+    assert!(mailed(&world, "pod").await.contains("wake"));
+    assert_eq!(ids(&take(&world, 1).await), [1]);
+}

@@ -37,11 +37,12 @@ local function uncount(tenant, id, job)
   call('SREM', P .. 'running:' .. tenant .. ':' .. id, job)
   if removed == 0 then return end
   tenants[tenant] = nil -- what was read before is old now
+  local caps = project(id).max_running or tenant_of(tenant).max_running
   if project(id).max_running then place_project(id) end
-  -- A tenant in more lanes than STEPS waits in the rest for their next change.
-  for i, fp in ipairs(call('SMEMBERS', P .. 'tenant:' .. tenant .. ':lanes')) do
-    if i > STEPS then break end
+  -- Of more lanes than STEPS a random part, so that none waits for ever.
+  for _, fp in ipairs(call('SRANDMEMBER', P .. 'tenant:' .. tenant .. ':lanes', STEPS)) do
     lower_project(fp, tenant, id)
     place_tenant(fp, tenant)
+    if caps and not tenant_capped(tenant) then uncapped(fp) end
   end
 end
