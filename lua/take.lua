@@ -51,13 +51,6 @@ local function look(lane)
   heads[lane] = head[1] and { member = head[1], score = tonumber(head[2]) } or false
 end
 
-local function allowed(id, scope)
-  for _, open in ipairs(project(id).open) do
-    if open == scope then return true end
-  end
-  return false
-end
-
 -- The bucket to take from in an instance lane, or nil when the index had to be mended first.
 local function next_of_tenants(lane, fp)
   local tenant, score = heads[lane].member, heads[lane].score
@@ -70,7 +63,7 @@ local function next_of_tenants(lane, fp)
   if not first[1] then return place_tenant(fp, tenant) end
   local id, priority = string.match(first[1], '^(%d+):(-?%d)$')
   local expected = bucket_score(tonumber(priority), project_running(tenant, id), head_in(tonumber(first[2])))
-  if project(id).tenant ~= tenant or not allowed(id, 'instance') or project_capped(tenant, id) then
+  if project(id).tenant ~= tenant or not in_scope(id, 'instance') or project_capped(tenant, id) then
     call('ZREM', tenant_lane, first[1])
     return place_tenant(fp, tenant)
   elseif expected ~= tonumber(first[2]) then
@@ -84,7 +77,7 @@ end
 local function next_of_buckets(lane, fp, scope)
   local member = heads[lane].member
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
-  if not allowed(id, scope) then
+  if not in_scope(id, scope) then
     call('ZREM', lane_key(lane), member)
     return nil
   end

@@ -536,3 +536,20 @@ async fn a_cap_that_is_lifted_wakes_who_waits() {
     assert!(mailed(&world, "pod").await.contains("wake"));
     assert_eq!(ids(&take(&world, 1).await), [1]);
 }
+
+#[tokio::test]
+async fn a_capped_projects_bucket_never_enters_a_lane_that_its_project_forbids() {
+    let world = instance_world().await;
+    let tenant = Tenant::of_namespace(1);
+    world.queue(job(1)).await;
+    let lease = running(&world).await;
+    let off = world.partition.project(ProjectId(1), "1790000000000-0", &tenant, Some(false), None, Some(5)).await;
+    assert_eq!(off.expect("stores"), Outcome::Ok);
+    let mut next = job(2);
+    next.project.instance_runners = false;
+    world.queue(next).await;
+    world.partition.index(&name("pod"), Some(ProjectId(1))).await.expect("indexes");
+    finish(&world, lease).await;
+    let stands: Vec<String> = world.snapshot().await.into_keys().filter(|key| key.starts_with("lane:")).collect();
+    assert!(stands.is_empty(), "{stands:?}");
+}

@@ -12,6 +12,7 @@ end
 
 -- A project with a cap may have buckets that stand in no instance lane: place each anew.
 local function place_project(id)
+  if not in_scope(id, 'instance') then return end
   for _, member in ipairs(call('ZRANGEBYLEX', BUCKETS, '[' .. id .. ':', '(' .. id .. ';', 'LIMIT', 0, STEPS)) do
     local name = bucket_of_member(member)
     local fp, _, priority = bucket_parts(name)

@@ -44,6 +44,13 @@ local function project(id)
   return known
 end
 
+local function in_scope(id, scope)
+  for _, open in ipairs(project(id).open) do
+    if open == scope then return true end
+  end
+  return false
+end
+
 -- Scopes open and close while a project has nothing queued, when `index` does not meet it: look again which are
 -- open, once per call.
 local function look_at_scopes(id)
