@@ -104,7 +104,9 @@ local function take_from(lane, slot)
   call('ZADD', DEADLINES, NOW + accept_ms, id)
   if scope == 'instance' then
     local _, project_id = bucket_parts(name)
-    count(f[3], project_id, id)
+    local tenant = project(project_id).tenant -- who pays may have changed since it was queued
+    if f[3] ~= tenant then call('HSET', job_key(id), 'tenant', tenant) end
+    count(tenant, project_id, id)
   end
   emit('assigned', id, attempt, holder(slot.lease_id, slot.runner_id, slot.system_id, me))
   reindex(name, next_head)

@@ -553,3 +553,16 @@ async fn a_capped_projects_bucket_never_enters_a_lane_that_its_project_forbids()
     let stands: Vec<String> = world.snapshot().await.into_keys().filter(|key| key.starts_with("lane:")).collect();
     assert!(stands.is_empty(), "{stands:?}");
 }
+
+#[tokio::test]
+async fn a_job_counts_for_the_tenant_that_pays_when_it_is_taken() {
+    let world = instance_world().await;
+    world.queue(of_tenant(job(1), 1, 1)).await;
+    let two = Tenant::of_namespace(2);
+    world.partition.project(ProjectId(1), "1790000000000-0", &two, None, None, None).await.expect("stores");
+    world.partition.index(&name("pod"), Some(ProjectId(1))).await.expect("indexes");
+    let lease = running(&world).await;
+    assert_eq!(world.snapshot().await["running:ns%3A2"], "1");
+    finish(&world, lease).await;
+    assert_only_records_left(&world).await;
+}
