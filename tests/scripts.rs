@@ -566,3 +566,14 @@ async fn a_job_counts_for_the_tenant_that_pays_when_it_is_taken() {
     finish(&world, lease).await;
     assert_only_records_left(&world).await;
 }
+
+#[tokio::test]
+async fn the_end_of_a_queued_job_is_not_its_former_leases() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = take_one(&world).await;
+    assert_eq!(give_back(&world, lease).await, Outcome::Ok);
+    assert_eq!(finish(&world, lease).await, Outcome::Stale);
+    assert_eq!(cancel(&world, 1).await, Outcome::Ok);
+    assert_eq!(finish(&world, lease).await, Outcome::Gone);
+}
