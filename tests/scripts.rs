@@ -577,3 +577,12 @@ async fn the_end_of_a_queued_job_is_not_its_former_leases() {
     assert_eq!(cancel(&world, 1).await, Outcome::Ok);
     assert_eq!(finish(&world, lease).await, Outcome::Gone);
 }
+
+#[tokio::test]
+async fn a_projects_namespaces_are_learnt_from_its_job_though_its_upsert_came_first() {
+    let world = World::with_scopes(&[Scope::Group(1)]).await;
+    let tenant = Tenant::of_namespace(1);
+    world.partition.project(ProjectId(1), "1790000000000-0", &tenant, None, None, None).await.expect("stores");
+    world.queue(job(1)).await;
+    assert_eq!(ids(&take_from(&world, lane(Scope::Group(1)), 1).await), [1]);
+}

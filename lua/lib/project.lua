@@ -1,8 +1,9 @@
 -- project: who may run a project's jobs, and who pays.
 --
 -- project:<id>  hash  tenant, namespaces (ids joined by ','), instance_runners, group_runners (0 or 1),
---                     version (inbox entry id of the newest message), max_running, open (its scopes that some
---                     runner has, joined by ' '), unindexed (1 until its buckets follow a change)
+--                     version (inbox entry id of the newest message), namespaces_version (of the newest that told
+--                     them), max_running, cap_version, open (its scopes that some runner has, joined by ' '),
+--                     unindexed (1 until its buckets follow a change)
 -- tenant:<key>  hash  weight, max_running, version
 
 local SCOPES = P .. 'scopes'
@@ -35,10 +36,12 @@ local function project(id)
   local known = projects[id]
   if known then return known end
   local f = call('HMGET', P .. 'project:' .. id,
-    'tenant', 'namespaces', 'instance_runners', 'group_runners', 'version', 'max_running', 'open', 'unindexed')
+    'tenant', 'namespaces', 'instance_runners', 'group_runners', 'version', 'max_running', 'open', 'unindexed',
+    'namespaces_version')
   known = {
     tenant = f[1], namespaces = f[2], instance_runners = f[3], group_runners = f[4], version = f[5],
     max_running = tonumber(f[6] or ''), open_text = f[7], open = split(f[7] or ''), unindexed = f[8],
+    namespaces_version = f[9], -- those of the newest job
   }
   projects[id] = known
   return known
