@@ -11,10 +11,13 @@
 -- ARGV[5…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
 -- then     per free slot, 3: lease id, runner id, system id; none: pass a wake on
 --
--- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}. Slots left over: the pod now waits in every lane asked. Lanes: those in which
---         the pod itself was the best one waiting when all slots were full and work was left.
+-- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}. Slots left over: the pod now waits in every
+--         lane asked. Lanes: those in which the pod itself was the best one waiting when all slots were full and work
+--         was left. Tenants of equal share go by the head of the bucket that stands first; that may be outdated
+--         where its project has started jobs from another lane since.
 -- Cost O(slots · log tenants + lanes)
 --
+-- flags: allow-oom
 -- uses: base reply event score wake version project bucket index count job
 
 local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

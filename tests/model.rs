@@ -1,5 +1,6 @@
 //! Random calls of all scripts that move jobs, each against a small reference of the whole router: same answers, same
 //! state, same events, the choice of `fairness`, and no wake lost. `SEED=` repeats a run, `STEPS=` sets its length.
+#![allow(unreachable_pub, reason = "its modules are its own")]
 
 mod support;
 

@@ -118,7 +118,7 @@ impl Run {
                 Op::Payer(tenant, self.draw_version(), self.rng.random_range(1..4), cap)
             }
             95..97 => self.draw_project(),
-            97..99 | 100.. => Op::Open(pod, *SCOPES.choose(&mut self.rng).expect("some")),
+            97 | 98 | 100.. => Op::Open(pod, *SCOPES.choose(&mut self.rng).expect("some")),
             _ => Op::Index(pod),
         }
     }
