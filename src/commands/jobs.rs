@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use job_router::clock;
+use job_router::job::Tenant;
 use job_router::redis::{Redis, Reply};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -83,6 +84,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 async fn find(redis: &Redis, partition: u16, prefix: &str, id: u64) -> anyhow::Result<Option<Found>> {
     let mut record = hash(redis.command("HGETALL", [format!("{prefix}job:{id}").into()]).await?)?;
     if let Some(state) = record.remove("state") {
+        // As Rails knows it, not as it stands in keys.
+        if let Some(tenant) = record.get_mut("tenant") {
+            *tenant = Tenant::from_key(tenant)?.name().to_owned();
+        }
         let order =
             redis.command("GETRANGE", [format!("{prefix}order:{id}").into(), 0_i64.into(), ORDER_HEAD_MAX.into()]);
         let order = order.await?.into_bytes()?;
