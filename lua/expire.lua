@@ -41,4 +41,5 @@ end
 for i = 3, #ARGV, 3 do
   outcomes[#outcomes + 1] = expire(unpack(ARGV, i, i + 2))
 end
+settle()
 return { outcomes, mine }

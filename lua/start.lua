@@ -18,6 +18,7 @@
 
 local lease_ms = ARGV[1]
 local outcomes = {}
+local deadlines = {}
 
 for i = 2, #ARGV, 2 do
   local job = load_job(ARGV[i])
@@ -33,10 +34,12 @@ for i = 2, #ARGV, 2 do
     outcome = OK
     if job.state == 'assigned' then
       call('HSET', job_key(job.id), 'state', 'running', 'beat', 0, 'starts', job.starts + 1, 'since_ms', NOW_TEXT)
-      call('ZADD', DEADLINES, NOW + lease_ms, job.id)
+      deadlines[#deadlines + 1] = NOW + lease_ms
+      deadlines[#deadlines + 1] = job.id
       emit('running', job.id, job.attempt, holder_of(job))
     end
   end
   outcomes[#outcomes + 1] = outcome
 end
+if deadlines[1] then call('ZADD', DEADLINES, unpack(deadlines)) end
 return outcomes
