@@ -20,26 +20,33 @@ local me = ARGV[1]
 local outcomes, changed, mine, woken = {}, {}, {}, {}
 local indexed = {} -- buckets of this batch that exist and stand in their lanes
 
--- The newest message's facts win for all the project's buckets.
+-- The newest message's facts win for all the project's buckets. Namespaces come with jobs only: a job that is older
+-- than the newest `project.upserted` may still be the newest to tell them.
 local function learn_project(id, tenant, namespaces, instance_runners, group_runners, version)
   local known = project(id)
-  if not newer(version, known.version) then return end
+  if not newer(version, known.namespaces_version) then return end
+  local newest = version
+  if not newer(version, known.version) then
+    newest = known.version
+    tenant, instance_runners, group_runners = known.tenant, known.instance_runners, known.group_runners
+  end
   local same = known.tenant == tenant and known.namespaces == namespaces
     and known.instance_runners == instance_runners and known.group_runners == group_runners
   if same then
-    call('HSET', P .. 'project:' .. id, 'version', version)
+    call('HSET', P .. 'project:' .. id, 'version', newest, 'namespaces_version', version)
   else
     local open, list = open_scopes(id, namespaces, instance_runners, group_runners)
     call('HSET', P .. 'project:' .. id, 'tenant', tenant, 'namespaces', namespaces, 'instance_runners', instance_runners,
-      'group_runners', group_runners, 'version', version, 'open', open)
+      'group_runners', group_runners, 'version', newest, 'namespaces_version', version, 'open', open)
     if known.tenant then
       known.unindexed = '1'
       call('HSET', P .. 'project:' .. id, 'unindexed', '1')
     end
     known.tenant, known.namespaces, known.open = tenant, namespaces, list
     known.instance_runners, known.group_runners = instance_runners, group_runners
+    known.open_text, known.looked = open, true
   end
-  known.version = version
+  known.version, known.namespaces_version = newest, version
 end
 
 -- A job enters its bucket, and the bucket its lanes unless it stands there.

@@ -7,8 +7,9 @@
 -- ARGV[1]  ended_ttl_ms    how long an end is remembered
 -- ARGV[2…] per job, 5:     job id, lease id ('' from Rails), status word, exit code, failure reason word or ''
 --
--- Returns, per job  OK        recorded, now or before; a job that was being canceled is recorded as canceled
---                   GONE      it had ended another way, or was never here
+-- Returns, per job  OK        recorded, now or before; a job that was being canceled is recorded as canceled; or it
+--                             had been ended under this very lease: canceled, or expired
+--                   GONE      it had ended under another lease or none, or was never here; Rails told again
 --                   STALE     another lease holds it now
 --                   REFUSED   it was never started
 -- Cost O(jobs · lanes in which the tenant has queued jobs)

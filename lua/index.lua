@@ -16,19 +16,11 @@
 
 local me, after, before, changed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local PAGE = 32
-local mine, woken, fresh = {}, {}, {}
+local mine, woken = {}, {}
 local members = call('ZRANGEBYLEX', BUCKETS, after, before, 'LIMIT', 0, PAGE)
 
 for _, member in ipairs(members) do
   local name = bucket_of_member(member)
-  local _, id = bucket_parts(name)
-  local facts = project(id)
-  if not fresh[id] then
-    fresh[id] = true
-    local open, list = open_scopes(id, facts.namespaces, facts.instance_runners, facts.group_runners)
-    call('HSET', P .. 'project:' .. id, 'open', open)
-    facts.open = list
-  end
   local head = bucket_head(name)
   if head then
     index(name, head)

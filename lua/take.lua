@@ -11,10 +11,13 @@
 -- ARGV[5…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
 -- then     per free slot, 3: lease id, runner id, system id; none: pass a wake on
 --
--- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}. Slots left over: the pod now waits in every lane asked. Lanes: those in which
---         the pod itself was the best one waiting when all slots were full and work was left.
+-- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}. Slots left over: the pod now waits in every
+--         lane asked. Lanes: those in which the pod itself was the best one waiting when all slots were full and work
+--         was left. Tenants of equal share go by the head of the bucket that stands first; that may be outdated
+--         where its project has started jobs from another lane since.
 -- Cost O(slots · log tenants + lanes)
 --
+-- flags: allow-oom
 -- uses: base reply event score wake version project bucket index count job
 
 local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -51,13 +54,6 @@ local function look(lane)
   heads[lane] = head[1] and { member = head[1], score = tonumber(head[2]) } or false
 end
 
-local function allowed(id, scope)
-  for _, open in ipairs(project(id).open) do
-    if open == scope then return true end
-  end
-  return false
-end
-
 -- The bucket to take from in an instance lane, or nil when the index had to be mended first.
 local function next_of_tenants(lane, fp)
   local tenant, score = heads[lane].member, heads[lane].score
@@ -70,7 +66,7 @@ local function next_of_tenants(lane, fp)
   if not first[1] then return place_tenant(fp, tenant) end
   local id, priority = string.match(first[1], '^(%d+):(-?%d)$')
   local expected = bucket_score(tonumber(priority), project_running(tenant, id), head_in(tonumber(first[2])))
-  if project(id).tenant ~= tenant or not allowed(id, 'instance') or project_capped(tenant, id) then
+  if project(id).tenant ~= tenant or not in_scope(id, 'instance') or project_capped(tenant, id) then
     call('ZREM', tenant_lane, first[1])
     return place_tenant(fp, tenant)
   elseif expected ~= tonumber(first[2]) then
@@ -84,7 +80,7 @@ end
 local function next_of_buckets(lane, fp, scope)
   local member = heads[lane].member
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
-  if not allowed(id, scope) then
+  if not in_scope(id, scope) then
     call('ZREM', lane_key(lane), member)
     return nil
   end
@@ -111,7 +107,9 @@ local function take_from(lane, slot)
   call('ZADD', DEADLINES, NOW + accept_ms, id)
   if scope == 'instance' then
     local _, project_id = bucket_parts(name)
-    count(f[3], project_id, id)
+    local tenant = project(project_id).tenant -- who pays may have changed since it was queued
+    if f[3] ~= tenant then call('HSET', job_key(id), 'tenant', tenant) end
+    count(tenant, project_id, id)
   end
   emit('assigned', id, attempt, holder(slot.lease_id, slot.runner_id, slot.system_id, me))
   reindex(name, next_head)

@@ -20,8 +20,8 @@ local known = call('HGET', key, 'version')
 if known == version then return OK end
 if not newer(version, known) then return STALE end
 call('HSET', key, 'version', version, 'weight', weight, 'max_running', max_running)
-for i, fp in ipairs(call('SMEMBERS', key .. ':lanes')) do
-  if i > STEPS then break end -- `take` mends the rest as it meets them
+for _, fp in ipairs(call('SRANDMEMBER', key .. ':lanes', STEPS)) do -- of more, `take` and `uncount` mend the rest
   place_tenant(fp, tenant)
+  if not tenant_capped(tenant) then uncapped(fp) end
 end
 return OK

@@ -115,7 +115,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             runner::run(*args).await // it has its own way to end
         }
         Command::BenchLoad(args) => {
-            log_at("warn")?;
+            log_at("error")?;
             bench::load::run(args).await // ends with its parent
         }
         command => {

@@ -1,1 +1,203 @@
-//! To come.
+//! Who goes next: the rule of DESIGN 8, as pure functions.
+//!
+//! Arrives: plain facts about tenants, projects and buckets of one lane. Leaves: the next bucket, and the scores by
+//! which Redis keeps that order. The scores mirror `lua/lib/score.lua` bit for bit (`tests/fairness.rs` runs both);
+//! [`next_in_instance_lane`] and [`next_in_fifo_lane`] are what `take` must choose (`tests/model.rs`).
+//!
+//! Precision: shares differ when they differ by more than one part in 256; running jobs of a project count up to
+//! 1,023; queue times count in ms from 2025 to 2059. Equal scores go by name, byte by byte, as in a sorted set.
+
+use crate::job::{Priority, ProjectId};
+
+/// 2025-01-01 in Unix ms: queue times count from here.
+const EPOCH_MS: u64 = 1_735_689_600_000;
+const HEAD_BITS: u32 = 40;
+const HEAD_MAX: u64 = (1 << HEAD_BITS) - 1;
+const PRIORITY_BITS: u32 = 50;
+const RANK_MAX: u64 = 8191;
+const RUNNING_MAX: u32 = 1023;
+
+/// A tenant in an instance lane.
+#[derive(Debug, Clone)]
+pub struct TenantInLane<'a> {
+    /// Its name in keys.
+    pub key: &'a str,
+    /// Its share against others', from 1.
+    pub weight: u32,
+    /// Its jobs on instance runners now, in all lanes.
+    pub running: u32,
+    /// The most of them it may have.
+    pub max_running: Option<u32>,
+    /// Its buckets in this lane.
+    pub buckets: Vec<BucketInLane>,
+}
+
+/// A bucket in a lane: queued jobs of one project and priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BucketInLane {
+    /// Whose jobs.
+    pub project: ProjectId,
+    /// The project's jobs on instance runners now, in all lanes.
+    pub project_running: u32,
+    /// The most of them it may have.
+    pub project_max_running: Option<u32>,
+    /// Their rank within the tenant.
+    pub priority: Priority,
+    /// Queue time of the first queued job, in Unix ms.
+    pub queued_at_ms: u64,
+}
+
+/// The next bucket of an instance lane, and the score of its tenant, by which lanes compare. Tenants by running jobs
+/// per weight, then by the head of their next bucket; within the tenant by priority, then by the project's running
+/// jobs, then the oldest head. Who is at a cap is left out.
+pub fn next_in_instance_lane(tenants: &[TenantInLane<'_>]) -> Option<(u64, BucketInLane)> {
+    let nexts = tenants.iter().filter(|tenant| !at_cap(tenant.running, tenant.max_running)).filter_map(|tenant| {
+        let bucket = next_of_tenant(tenant)?;
+        let score = tenant_score(tenant.running, tenant.weight, head_of(bucket.queued_at_ms));
+        Some((score, tenant.key, bucket))
+    });
+    nexts.min_by_key(|(score, key, _)| (*score, *key)).map(|(score, _, bucket)| (score, bucket))
+}
+
+/// The next bucket of one tenant in an instance lane, its own cap apart.
+pub fn next_of_tenant(tenant: &TenantInLane<'_>) -> Option<BucketInLane> {
+    let free = tenant.buckets.iter().filter(|bucket| !at_cap(bucket.project_running, bucket.project_max_running));
+    let score =
+        |bucket: &BucketInLane| bucket_score(bucket.priority, bucket.project_running, head_of(bucket.queued_at_ms));
+    free.min_by_key(|bucket| (score(bucket), member(bucket))).copied()
+}
+
+/// The next bucket of a group or project lane, and its score, by which lanes compare: priority, then the oldest head.
+pub fn next_in_fifo_lane(buckets: &[BucketInLane]) -> Option<(u64, BucketInLane)> {
+    let score = |bucket: &BucketInLane| fifo_score(bucket.priority, head_of(bucket.queued_at_ms));
+    buckets.iter().map(|bucket| (score(bucket), *bucket)).min_by_key(|(score, bucket)| (*score, member(bucket)))
+}
+
+/// Whether a cap is reached.
+pub fn at_cap(running: u32, max_running: Option<u32>) -> bool {
+    max_running.is_some_and(|max| running >= max)
+}
+
+/// Queue time as 40 bits of ms; what lies outside counts as the first or last of them.
+pub fn head_of(queued_at_ms: u64) -> u64 {
+    queued_at_ms.saturating_sub(EPOCH_MS).min(HEAD_MAX)
+}
+
+/// Running jobs per weight as 13 bits: a small float with 8 bits of mantissa.
+pub fn share_rank(running: u32, weight: u32) -> u64 {
+    let share = 1.0 + 64.0 * f64::from(running) / f64::from(weight);
+    // Exponent and the first 8 bits of the mantissa, as they lie in the double, counted from those of 1.0.
+    ((share.to_bits() >> 44) - (1.0f64.to_bits() >> 44)).min(RANK_MAX)
+}
+
+/// A tenant in an instance lane: smallest share first, then the oldest head.
+pub fn tenant_score(running: u32, weight: u32, head: u64) -> u64 {
+    (share_rank(running, weight) << HEAD_BITS) + head
+}
+
+/// A bucket of a tenant in an instance lane: priority, then the project's running jobs, then the oldest head.
+pub fn bucket_score(priority: Priority, running: u32, head: u64) -> u64 {
+    (u64::from(running.min(RUNNING_MAX)) << HEAD_BITS) + fifo_score(priority, head)
+}
+
+/// A bucket in a group or project lane: priority, then the oldest head.
+pub fn fifo_score(priority: Priority, head: u64) -> u64 {
+    ((2 - i64::from(priority.rank())) as u64) * (1 << PRIORITY_BITS) + head
+}
+
+/// The head's part of a score.
+pub fn head_in(score: u64) -> u64 {
+    score & HEAD_MAX
+}
+
+/// The bucket's name in a lane.
+fn member(bucket: &BucketInLane) -> String {
+    format!("{}:{}", bucket.project, bucket.priority)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn priority() -> impl Strategy<Value = Priority> {
+        (-2i64..=2).prop_map(|rank| Priority::new(rank).expect("in range"))
+    }
+
+    fn queued_at() -> impl Strategy<Value = u64> {
+        EPOCH_MS..=EPOCH_MS + HEAD_MAX
+    }
+
+    proptest! {
+        #[test]
+        fn tenants_go_by_share_unless_it_differs_by_less_than_one_part_in_256(
+            a in (0u32..100_000, 1u32..1000, queued_at()), b in (0u32..100_000, 1u32..1000, queued_at())
+        ) {
+            let share = |(running, weight, _): (u32, u32, u64)| 1.0 + 64.0 * f64::from(running) / f64::from(weight);
+            let score = |(running, weight, at)| tenant_score(running, weight, head_of(at));
+            if share(a) * (1.0 + 1.0 / 256.0) < share(b) {
+                prop_assert!(score(a) < score(b));
+            }
+            if share(a) < share(b) && score(a) > score(b) {
+                prop_assert!(share_rank(a.0, a.1) == share_rank(b.0, b.1) && a.2 > b.2);
+            }
+            if share(a) == share(b) {
+                prop_assert_eq!(score(a).cmp(&score(b)), a.2.cmp(&b.2));
+            }
+        }
+
+        #[test]
+        fn buckets_go_by_priority_then_running_then_head(
+            a in (priority(), 0u32..1024, queued_at()), b in (priority(), 0u32..1024, queued_at())
+        ) {
+            let score = |(priority, running, at)| bucket_score(priority, running, head_of(at));
+            let rule = |(priority, running, at): (Priority, u32, u64)| (-priority.rank(), running, at);
+            prop_assert_eq!(score(a).cmp(&score(b)), rule(a).cmp(&rule(b)));
+            let fifo = |(priority, _, at)| fifo_score(priority, head_of(at));
+            let rule = |(priority, _, at): (Priority, u32, u64)| (-priority.rank(), at);
+            prop_assert_eq!(fifo(a).cmp(&fifo(b)), rule(a).cmp(&rule(b)));
+        }
+
+        #[test]
+        fn every_score_is_a_whole_double_that_gives_its_head_back(
+            running: u32, weight in 1u32.., priority in priority(), at: u64
+        ) {
+            let head = head_of(at);
+            for score in [
+                tenant_score(running, weight, head), bucket_score(priority, running, head), fifo_score(priority, head)
+            ] {
+                prop_assert!(score < 1 << 53);
+                prop_assert_eq!(head_in(score), head);
+            }
+        }
+
+        #[test]
+        fn one_more_running_job_never_makes_a_tenant_or_bucket_go_sooner(
+            running in 0u32..u32::MAX, weight in 1u32.., priority in priority()
+        ) {
+            prop_assert!(tenant_score(running, weight, 0) <= tenant_score(running + 1, weight, 0));
+            prop_assert!(tenant_score(running, weight, 0) >= tenant_score(running, weight.saturating_add(1), 0));
+            prop_assert!(bucket_score(priority, running, 0) <= bucket_score(priority, running + 1, 0));
+        }
+    }
+
+    #[test]
+    fn a_tenant_at_its_cap_and_a_project_at_its_cap_are_left_out() {
+        let bucket = |project, running, cap| BucketInLane {
+            project: ProjectId(project),
+            project_running: running,
+            project_max_running: cap,
+            priority: Priority::default(),
+            queued_at_ms: EPOCH_MS + project,
+        };
+        let tenant =
+            |key, running, max_running, buckets| TenantInLane { key, weight: 1, running, max_running, buckets };
+        let quiet = tenant("a", 1, Some(1), vec![bucket(1, 0, None)]);
+        let busy = tenant("b", 9, Some(10), vec![bucket(2, 3, Some(3)), bucket(3, 6, Some(7))]);
+        let next = next_in_instance_lane(&[quiet.clone(), busy.clone()]).map(|(_, bucket)| bucket.project);
+        assert_eq!(next, Some(ProjectId(3)));
+        assert_eq!(next_in_instance_lane(&[quiet]), None);
+        assert_eq!(next_in_fifo_lane(&busy.buckets).map(|(_, bucket)| bucket.project), Some(ProjectId(2)));
+    }
+}

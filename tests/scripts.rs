@@ -469,3 +469,120 @@ async fn a_sweep_sees_a_lane_with_work_and_a_waiting_pod() {
     assert_eq!(stuck.iter().map(|(lane, _)| *lane).collect::<Vec<_>>(), [instance_lane()]);
     assert!(world.partition.wake(instance_lane(), &name("pod")).await.expect("wakes"));
 }
+
+/// A lane of untagged jobs.
+fn lane(scope: Scope) -> Lane {
+    Lane { scope, fingerprint: instance_lane().fingerprint }
+}
+
+async fn switch_groups(world: &World, version: &str, on: bool) {
+    let tenant = Tenant::of_namespace(1);
+    let outcome = world.partition.project(ProjectId(1), version, &tenant, None, Some(on), None).await;
+    assert_eq!(outcome.expect("stores"), Outcome::Ok);
+    world.partition.index(&name("pod"), Some(ProjectId(1))).await.expect("indexes");
+}
+
+#[tokio::test]
+async fn a_bucket_that_emptied_while_its_scope_was_forbidden_is_mended_when_it_is_allowed_again() {
+    let world = World::with_scopes(&[Scope::Instance, Scope::Group(1)]).await;
+    world.queue(job(1)).await;
+    switch_groups(&world, "1790000000000-0", false).await;
+    let lease = running(&world).await;
+    finish(&world, lease).await;
+    switch_groups(&world, "1790000000001-0", true).await;
+    assert!(take_from(&world, lane(Scope::Group(1)), 1).await.is_empty());
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_scope_that_opens_while_a_known_project_has_nothing_queued_gets_its_next_job() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = running(&world).await;
+    world.open(Scope::Group(1)).await;
+    world.queue(job(2)).await;
+    assert_eq!(ids(&take_from(&world, lane(Scope::Group(1)), 1).await), [2]);
+    finish(&world, lease).await;
+}
+
+/// Pods woken by mail, in order.
+async fn mailed(world: &World, pod: &str) -> String {
+    world.snapshot().await.remove(&format!("mail:{pod}")).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn the_end_of_a_capped_tenants_job_wakes_who_waits_for_its_next() {
+    let world = instance_world().await;
+    let tenant = Tenant::of_namespace(1);
+    world.partition.tenant(&tenant, "5-0", 1, Some(1)).await.expect("stores");
+    world.queue(job(1)).await;
+    world.queue(job(2)).await;
+    let lease = running(&world).await;
+    world.heartbeat("other").await;
+    let taken = world.partition.take(&name("other"), ACCEPT, 0, &[instance_lane()], &offers(1)).await.expect("takes").0;
+    assert!(taken.is_empty(), "the tenant is at its cap");
+    finish(&world, lease).await;
+    assert!(mailed(&world, "other").await.contains("wake"));
+}
+
+#[tokio::test]
+async fn a_cap_that_is_lifted_wakes_who_waits() {
+    let world = instance_world().await;
+    let tenant = Tenant::of_namespace(1);
+    world.partition.tenant(&tenant, "5-0", 1, Some(0)).await.expect("stores");
+    world.queue(job(1)).await;
+    assert!(take(&world, 1).await.is_empty(), "the tenant is at its cap");
+    world.partition.tenant(&tenant, "6-0", 1, None).await.expect("stores");
+    assert!(mailed(&world, "pod").await.contains("wake"));
+    assert_eq!(ids(&take(&world, 1).await), [1]);
+}
+
+#[tokio::test]
+async fn a_capped_projects_bucket_never_enters_a_lane_that_its_project_forbids() {
+    let world = instance_world().await;
+    let tenant = Tenant::of_namespace(1);
+    world.queue(job(1)).await;
+    let lease = running(&world).await;
+    let off = world.partition.project(ProjectId(1), "1790000000000-0", &tenant, Some(false), None, Some(5)).await;
+    assert_eq!(off.expect("stores"), Outcome::Ok);
+    let mut next = job(2);
+    next.project.instance_runners = false;
+    world.queue(next).await;
+    world.partition.index(&name("pod"), Some(ProjectId(1))).await.expect("indexes");
+    finish(&world, lease).await;
+    let stands: Vec<String> = world.snapshot().await.into_keys().filter(|key| key.starts_with("lane:")).collect();
+    assert!(stands.is_empty(), "{stands:?}");
+}
+
+#[tokio::test]
+async fn a_job_counts_for_the_tenant_that_pays_when_it_is_taken() {
+    let world = instance_world().await;
+    world.queue(of_tenant(job(1), 1, 1)).await;
+    let two = Tenant::of_namespace(2);
+    world.partition.project(ProjectId(1), "1790000000000-0", &two, None, None, None).await.expect("stores");
+    world.partition.index(&name("pod"), Some(ProjectId(1))).await.expect("indexes");
+    let lease = running(&world).await;
+    assert_eq!(world.snapshot().await["running:ns%3A2"], "1");
+    finish(&world, lease).await;
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_queued_job_is_not_its_former_leases() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = take_one(&world).await;
+    assert_eq!(give_back(&world, lease).await, Outcome::Ok);
+    assert_eq!(finish(&world, lease).await, Outcome::Stale);
+    assert_eq!(cancel(&world, 1).await, Outcome::Ok);
+    assert_eq!(finish(&world, lease).await, Outcome::Gone);
+}
+
+#[tokio::test]
+async fn a_projects_namespaces_are_learnt_from_its_job_though_its_upsert_came_first() {
+    let world = World::with_scopes(&[Scope::Group(1)]).await;
+    let tenant = Tenant::of_namespace(1);
+    world.partition.project(ProjectId(1), "1790000000000-0", &tenant, None, None, None).await.expect("stores");
+    world.queue(job(1)).await;
+    assert_eq!(ids(&take_from(&world, lane(Scope::Group(1)), 1).await), [1]);
+}

@@ -65,6 +65,8 @@ end
 
 -- Takes the first queued entry for a pod. Answers its id, its job and the next one's queue time or nil.
 local function bucket_pop(name, pod)
+  -- A lane may name a bucket that emptied while the lane's scope was not its project's.
+  if call('EXISTS', bucket_key(name)) == 0 then return nil end
   local given_back = returned(name, 2)
   if given_back[1] then
     local id = given_back[1][1]

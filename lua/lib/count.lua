@@ -12,6 +12,7 @@ end
 
 -- A project with a cap may have buckets that stand in no instance lane: place each anew.
 local function place_project(id)
+  if not in_scope(id, 'instance') then return end
   for _, member in ipairs(call('ZRANGEBYLEX', BUCKETS, '[' .. id .. ':', '(' .. id .. ';', 'LIMIT', 0, STEPS)) do
     local name = bucket_of_member(member)
     local fp, _, priority = bucket_parts(name)
@@ -37,11 +38,12 @@ local function uncount(tenant, id, job)
   call('SREM', P .. 'running:' .. tenant .. ':' .. id, job)
   if removed == 0 then return end
   tenants[tenant] = nil -- what was read before is old now
+  local caps = project(id).max_running or tenant_of(tenant).max_running
   if project(id).max_running then place_project(id) end
-  -- A tenant in more lanes than STEPS waits in the rest for their next change.
-  for i, fp in ipairs(call('SMEMBERS', P .. 'tenant:' .. tenant .. ':lanes')) do
-    if i > STEPS then break end
+  -- Of more lanes than STEPS a random part, so that none waits for ever.
+  for _, fp in ipairs(call('SRANDMEMBER', P .. 'tenant:' .. tenant .. ':lanes', STEPS)) do
     lower_project(fp, tenant, id)
     place_tenant(fp, tenant)
+    if caps and not tenant_capped(tenant) then uncapped(fp) end
   end
 end

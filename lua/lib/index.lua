@@ -41,6 +41,12 @@ local function open_lane(lane, fp)
   end
 end
 
+-- A cap that was reached is not any more: the lane may have been closed meanwhile, and a pod may wait there.
+local function uncapped(fp)
+  open_lane('instance:' .. fp, fp)
+  wake_one('instance:' .. fp, '')
+end
+
 -- Puts a bucket where it belongs in one lane. `head` is the queue time of its first queued job.
 local function place_bucket(scope, fp, id, priority, head)
   local lane, member = scope .. ':' .. fp, id .. ':' .. priority
@@ -85,6 +91,7 @@ end
 local function index(name, head)
   local fp, id, priority = bucket_parts(name)
   call('ZADD', BUCKETS, 0, bucket_member(fp, id, priority))
+  look_at_scopes(id)
   for _, scope in ipairs(project(id).open) do open_lane(scope .. ':' .. fp, fp) end
   reindex(name, head)
 end

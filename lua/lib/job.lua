@@ -63,7 +63,7 @@ local function close(job, outcome, word, extra, ttl_ms)
   bucket_drop(job.bucket, job.entry_id)
   if queued then reindex(job.bucket, bucket_head(job.bucket)) else release(job) end
   call('UNLINK', job_key(job.id), P .. 'order:' .. job.id)
-  remember_end(job.id, outcome, job.lease_id, job.attempt, ttl_ms)
+  remember_end(job.id, outcome, queued and '' or job.lease_id, job.attempt, ttl_ms)
   emit(word, job.id, job.attempt, holder_of(job) .. extra)
 end
 

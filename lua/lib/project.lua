@@ -1,8 +1,9 @@
 -- project: who may run a project's jobs, and who pays.
 --
 -- project:<id>  hash  tenant, namespaces (ids joined by ','), instance_runners, group_runners (0 or 1),
---                     version (inbox entry id of the newest message), max_running, open (its scopes that some
---                     runner has, joined by ' '), unindexed (1 until its buckets follow a change)
+--                     version (inbox entry id of the newest message), namespaces_version (of the newest that told
+--                     them), max_running, cap_version, open (its scopes that some runner has, joined by ' '),
+--                     unindexed (1 until its buckets follow a change)
 -- tenant:<key>  hash  weight, max_running, version
 
 local SCOPES = P .. 'scopes'
@@ -35,13 +36,32 @@ local function project(id)
   local known = projects[id]
   if known then return known end
   local f = call('HMGET', P .. 'project:' .. id,
-    'tenant', 'namespaces', 'instance_runners', 'group_runners', 'version', 'max_running', 'open', 'unindexed')
+    'tenant', 'namespaces', 'instance_runners', 'group_runners', 'version', 'max_running', 'open', 'unindexed',
+    'namespaces_version')
   known = {
     tenant = f[1], namespaces = f[2], instance_runners = f[3], group_runners = f[4], version = f[5],
-    max_running = tonumber(f[6] or ''), open = split(f[7] or ''), unindexed = f[8],
+    max_running = tonumber(f[6] or ''), open_text = f[7], open = split(f[7] or ''), unindexed = f[8],
+    namespaces_version = f[9], -- those of the newest job
   }
   projects[id] = known
   return known
+end
+
+local function in_scope(id, scope)
+  for _, open in ipairs(project(id).open) do
+    if open == scope then return true end
+  end
+  return false
+end
+
+-- Scopes open and close while a project has nothing queued, when `index` does not meet it: look again which are
+-- open, once per call.
+local function look_at_scopes(id)
+  local facts = project(id)
+  if facts.looked then return end
+  local open, list = open_scopes(id, facts.namespaces, facts.instance_runners, facts.group_runners)
+  if open ~= facts.open_text then call('HSET', P .. 'project:' .. id, 'open', open) end
+  facts.open_text, facts.open, facts.looked = open, list, true
 end
 
 -- A tenant as it is now; read once per call. `running` counts its jobs on instance runners.

@@ -6,7 +6,9 @@
 use std::future::Future;
 use std::time::Duration;
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use job_router::redis::Redis;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -97,4 +99,19 @@ pub(super) fn bar(len: u64, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(len).with_style(style).with_message(what);
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
+}
+
+/// What Redis has spent in scripts called by digest.
+struct Scripts {
+    calls: u64,
+    time: Duration,
+}
+
+async fn scripts(redis: &Redis) -> anyhow::Result<Scripts> {
+    let info = redis.command_at("bench", "INFO", ["commandstats".into()]).await?;
+    let line = info.as_str()?.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:"));
+    let number =
+        |name: &str| -> Option<u64> { line?.split(',').find_map(|part| part.strip_prefix(name))?.parse().ok() };
+    let (calls, us) = number("calls=").zip(number("usec=")).context("INFO commandstats is of another version")?;
+    Ok(Scripts { calls, time: Duration::from_micros(us) })
 }

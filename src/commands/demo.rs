@@ -18,11 +18,11 @@ use super::rig::{Child, Pod, Rig};
 use super::runner_add::{self, RunnerArgs};
 
 /// How long the quiet tenants publish.
-const PUBLISH_FOR: Duration = Duration::from_secs(9);
+const PUBLISH_FOR: Duration = Duration::from_secs(14);
 /// When the flood comes.
 const FLOOD_AFTER: Duration = Duration::from_secs(2);
 /// How many jobs it is, spread over so many projects to get more than a share.
-const FLOOD_JOBS: u64 = 800;
+const FLOOD_JOBS: u64 = 1_200;
 const FLOOD_PROJECTS: u64 = 20;
 /// One job of each quiet tenant each.
 const QUIET_EVERY: Duration = Duration::from_millis(200);
@@ -30,7 +30,7 @@ const QUIET_EVERY: Duration = Duration::from_millis(200);
 const SCRIPT: &str = "echo building; sleep 0.1";
 /// Jobs at once on each runner.
 const SLOTS: u32 = 10;
-/// How long the jobs left at the end may take: the flood itself takes some 6 s.
+/// How long the jobs left at the end may take: the flood itself takes some 8 s.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 /// How long a runner may take to run its first job.
 const CONNECT_MAX: Duration = Duration::from_secs(20);

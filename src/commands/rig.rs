@@ -47,6 +47,7 @@ pub(super) struct Rig {
     pub(super) args: RedisArgs,
     /// For files of the run.
     pub(super) scratch: TempDir,
+    // Last: its directory holds the others'.
     private: Option<PrivateRedis>,
 }
 
@@ -90,7 +91,7 @@ pub(super) fn end_with_stdin() {
         while stdin.read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
         // It is our own process: the signal can only fail if it ends already.
         let _ = kill_process(getpid(), Signal::TERM);
-        std::thread::park_timeout(2 * END_MAX);
+        std::thread::park_timeout(END_MAX);
         std::process::exit(1);
     };
     // A thread of its own: a read of stdin cannot be given up.
@@ -118,7 +119,10 @@ impl Rig {
         // Without the user's variables: a benchmark measures what its flags say.
         let config = Box::new(connection::config_of(&args.flags(), [])?);
         let redis = connection::connect(&config).await?;
-        let scratch = tempfile::Builder::new().prefix("jr-run-").tempdir().context("no temporary directory")?;
+        // In the directory of the private Redis: its guard removes that, whatever ends us.
+        let dir = private.as_ref().and_then(|server| server.socket().parent().map(Path::to_owned));
+        let dir = dir.unwrap_or_else(std::env::temp_dir);
+        let scratch = tempfile::Builder::new().prefix("jr-run-").tempdir_in(dir).context("no temporary directory")?;
         Ok(Self { redis, config, args, scratch, private })
     }
 

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::{ArgMatches, Command, FromArgMatches};
 use job_router::config::{self, Config};
+use job_router::dispatcher::{self, Listeners};
 use job_router::telemetry::logging;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -51,8 +52,7 @@ pub(super) async fn run_pod(
     admin: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let _ = (config, grpc, admin, stop);
-    anyhow::bail!("the pod is to come")
+    Box::pin(dispatcher::run(config, Listeners { grpc, admin }, stop)).await
 }
 
 /// A listener on this address, or why there is none and which setting names it.

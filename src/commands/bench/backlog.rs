@@ -11,7 +11,7 @@ use job_router::redis::{Offer, Partition, Redis, Report, scripts};
 use job_router::runner::{Lane, Scope};
 use serde::Serialize;
 
-use super::Common;
+use super::{Common, scripts as script_calls};
 use crate::commands::connection;
 use crate::commands::rig::Rig;
 
@@ -177,7 +177,7 @@ impl Depth {
 
     /// Takes a batch of jobs, so many at a time, then ends them and queues as many. Answers what the takes cost Redis.
     async fn takes(&mut self, slots: u64) -> anyhow::Result<Duration> {
-        let before = script_time(&self.rig.redis).await?;
+        let before = script_calls(&self.rig.redis).await?;
         let mut leases = Vec::new();
         while (leases.len() as u64) < BATCH {
             let free = slots.min(BATCH - leases.len() as u64);
@@ -187,7 +187,7 @@ impl Depth {
             ensure!(taken.len() as u64 == free, "a take found too little among {} jobs", self.size);
             leases.extend(taken.into_iter().map(|job| job.lease));
         }
-        let cost = script_time(&self.rig.redis).await? - before;
+        let cost = script_calls(&self.rig.redis).await?.time - before.time;
 
         let started: Vec<_> = leases.iter().map(|lease| (lease.job_id, Some(lease.lease_id))).collect();
         self.partition.start(TIMEOUT, &started).await?;
@@ -206,15 +206,6 @@ impl Depth {
         self.rig.redis.command("DEL", [self.rig.events().into()]).await?;
         Ok(cost)
     }
-}
-
-/// What Redis has spent in scripts called by digest.
-async fn script_time(redis: &Redis) -> anyhow::Result<Duration> {
-    let info = redis.command_at("bench", "INFO", ["commandstats".into()]).await?;
-    let line = info.as_str()?.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:"));
-    let usec = line.and_then(|line| line.split(',').find_map(|part| part.strip_prefix("usec=")));
-    let usec = usec.and_then(|usec| usec.parse().ok()).context("INFO commandstats is of another version")?;
-    Ok(Duration::from_micros(usec))
 }
 
 async fn used_memory(redis: &Redis) -> anyhow::Result<i64> {

@@ -17,7 +17,7 @@ use job_router::redis::{Arg, BLOCK_MAX, ReadFrom};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::records::{self, now_ns};
 use crate::commands::connection::{self, RedisArgs};
@@ -25,6 +25,8 @@ use crate::commands::output;
 
 /// Entries on their way at once.
 const IN_FLIGHT_MAX: usize = 512;
+/// How long a runner may take to end; less than its parent waits.
+const END_MAX: Duration = Duration::from_secs(5);
 /// The line that begins the publishing.
 pub(super) const GO: &str = "go";
 /// The line that asks for the records.
@@ -246,7 +248,8 @@ async fn run_jobs(args: RunArgs) -> anyhow::Result<()> {
         output::line("reported")?;
     }
     shutdown.stop.cancel();
-    runner.await??;
+    // Where the pod is gone too, the runner would repeat its outcomes for long.
+    timeout(END_MAX, runner).await.context("the runner did not end")???;
     Ok(())
 }
 

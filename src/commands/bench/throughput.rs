@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Common;
 use super::fleet::{Fleet, Jobs, Size};
+use super::scripts;
 use crate::commands::rig::{self, Rig};
 
 /// How many jobs a second, from publish to finish, when there are always more
@@ -54,6 +55,9 @@ struct Measured {
     seconds: f64,
     publish_seconds: f64,
     redis_cpu_us_per_job: f64,
+    /// Of that, in scripts, and how many calls of scripts it took.
+    redis_script_us_per_job: f64,
+    redis_script_calls_per_job: f64,
     pod_cpu_us_per_job: f64,
     lost: u64,
     doubled: u64,
@@ -81,11 +85,11 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         payload_bytes: args.payload_bytes,
         hop_stream: None,
     };
-    let before = (redis_cpu(&fleet.rig.redis).await?, pods_cpu(&fleet)?);
+    let before = (redis_cpu(&fleet.rig.redis).await?, pods_cpu(&fleet)?, scripts(&fleet.rig.redis).await?);
     let bar = args.common.bar(jobs.count, "jobs");
     let published = fleet.run(&jobs, &bar).await?;
     // Before the audit, which makes Redis work.
-    let after = (redis_cpu(&fleet.rig.redis).await?, pods_cpu(&fleet)?);
+    let after = (redis_cpu(&fleet.rig.redis).await?, pods_cpu(&fleet)?, scripts(&fleet.rig.redis).await?);
     let audit = fleet.audit(&published).await?;
     bar.finish_and_clear();
     fleet.end().await?;
@@ -98,6 +102,8 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         seconds: audit.span.as_secs_f64(),
         publish_seconds: published.seconds,
         redis_cpu_us_per_job: us_per_job(after.0 - before.0),
+        redis_script_us_per_job: us_per_job(after.2.time - before.2.time),
+        redis_script_calls_per_job: ((after.2.calls - before.2.calls) as f64 / args.jobs as f64 * 1e3).round() / 1e3,
         pod_cpu_us_per_job: us_per_job(after.1 - before.1),
         lost: audit.lost,
         doubled: audit.doubled,

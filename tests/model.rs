@@ -1,0 +1,374 @@
+//! Random calls of all scripts that move jobs, each against a small reference of the whole router: same answers, same
+//! state, same events, the choice of `fairness`, and no wake lost. `SEED=` repeats a run, `STEPS=` sets its length.
+#![allow(unreachable_pub, reason = "its modules are its own")]
+
+mod support;
+
+#[path = "model/draw.rs"]
+mod draw;
+#[path = "model/dump.rs"]
+mod dump;
+#[path = "model/reference.rs"]
+mod reference;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use draw::{Op, PODS, lanes_of_all};
+use dump::Dump;
+use job_router::fairness::{next_of_tenant, share_rank};
+use job_router::flow::State;
+use job_router::job::{JobId, ProjectId};
+use job_router::redis::{Offer, Renewed, TakenJob};
+use job_router::runner::{Lane, Scope};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use reference::{Choice, Reference};
+use support::{World, name};
+
+/// Long, so that nothing ends by time.
+const LONG: Duration = Duration::from_secs(3600);
+/// Steps in one world; short enough that what ended does not pile up, and that pods' heartbeats stay fresh.
+const WORLD_STEPS: u64 = 150;
+
+struct Run {
+    world: World,
+    model: Reference,
+    rng: StdRng,
+    dump: Dump,
+    last_event: String,
+    last_mail: BTreeMap<String, String>,
+    alive: BTreeSet<&'static str>,
+    /// Wakes each pod has heard and not yet acted on.
+    woken: BTreeMap<String, BTreeSet<Lane>>,
+    taken: Vec<TakenJob>,
+    version: u64,
+    tally: Tally,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    calls: u64,
+    repeats: u64,
+    taken: u64,
+    /// Choices among tenants of equal share that went by an outdated head.
+    excused: u64,
+}
+
+#[test]
+fn the_scripts_do_what_the_reference_does() {
+    let number = |key: &str| std::env::var(key).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let seed = number("SEED").unwrap_or_else(rand::random);
+    let steps = number("STEPS").unwrap_or(20_000);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut tally = Tally::default();
+    println!("SEED={seed} STEPS={steps}"); // shown when the test fails
+    runtime.block_on(async {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for _ in 0..steps.div_ceil(WORLD_STEPS) {
+            let mut run = Run::new(StdRng::seed_from_u64(rng.random())).await;
+            for _ in 0..WORLD_STEPS {
+                run.step().await;
+            }
+            run.settle(&Op::Heartbeats).await;
+            run.clean_up().await;
+            tally.add(&run.tally);
+        }
+    });
+    println!("{tally:?}");
+    assert!(tally.calls >= steps && tally.repeats > steps / 20 && tally.taken > steps / 5, "it was a real test");
+    assert!(tally.excused * 20 < tally.taken, "outdated heads are rare: {tally:?}");
+}
+
+// === impl Run ===
+
+impl Run {
+    async fn new(rng: StdRng) -> Self {
+        let world = World::new().await;
+        for pod in PODS {
+            world.heartbeat(pod).await;
+        }
+        Self {
+            world,
+            model: Reference::default(),
+            rng,
+            dump: Dump::default(),
+            last_event: "0-0".into(),
+            last_mail: BTreeMap::new(),
+            alive: PODS.into(),
+            woken: BTreeMap::new(),
+            taken: Vec::new(),
+            version: 1_780_000_000_000,
+            tally: Tally::default(),
+        }
+    }
+
+    async fn step(&mut self) {
+        let op = self.draw();
+        self.apply(&op, false).await;
+        let (look, repeat) = (self.rng.random_ratio(1, 4), self.rng.random_ratio(1, 6) && op.repeats());
+        if look || repeat {
+            self.settle(&op).await;
+        }
+        if repeat {
+            self.tally.repeats += 1;
+            self.apply(&op, true).await;
+            let before = std::mem::take(&mut self.dump);
+            self.dump = Dump::read(&self.world, &self.last_event).await;
+            let wakes = matches!(op, Op::FanOut(..) | Op::Open(..) | Op::Index(..));
+            self.dump.assert_same(&before, wakes, &format!("{op:?}"));
+            self.settle(&op).await;
+        }
+    }
+
+    /// One call, its answer compared with the reference's.
+    async fn apply(&mut self, op: &Op, again: bool) {
+        self.tally.calls += 1;
+        let partition = self.world.partition.clone();
+        let model = &mut self.model;
+        match op {
+            Op::FanOut(pod, jobs) => {
+                let batch: Vec<_> = jobs.iter().map(|(version, job)| (format!("{version}-0"), job.clone())).collect();
+                let answer = partition.fan_out(&name(pod), &batch).await.expect("fans out");
+                let expected: Vec<_> = jobs
+                    .iter()
+                    .map(|(version, job)| model.fan_out(*version, job.queued_at_ms.expect("set"), job))
+                    .collect();
+                assert_eq!(answer.outcomes, expected, "{op:?}");
+                let changed: BTreeSet<u64> = answer.changed.iter().map(|id| id.0).collect();
+                let batch: BTreeSet<u64> = jobs.iter().map(|(_, job)| job.project.id.0).collect();
+                let expected = batch.into_iter().filter(|id| model.projects[id].unindexed).collect();
+                assert_eq!(changed, expected, "{op:?}");
+                self.hear(pod, answer.wakes);
+            }
+            Op::Take(pod, lanes, offers) => self.take(pod, lanes, offers, again).await,
+            Op::Start(jobs) => {
+                let answer = partition.start(LONG, jobs).await.expect("starts");
+                let expected: Vec<_> = jobs.iter().map(|(id, lease)| model.start(id.0, *lease)).collect();
+                assert_eq!(answer, expected, "{op:?}");
+            }
+            Op::Renew(pod, leases) => {
+                let answer = partition.renew(&name(pod), LONG, leases).await.expect("renews");
+                let expected: Vec<_> = leases.iter().map(|lease| model.renew(pod, *lease)).collect();
+                let kind = |renewed: &Renewed| std::mem::discriminant(renewed);
+                assert!(answer.iter().map(kind).eq(expected.iter().map(kind)), "{op:?}: {answer:?}");
+            }
+            Op::GiveBack(pod, limit, backs) => {
+                let (answer, wakes) = partition.give_back(&name(pod), *limit, LONG, backs).await.expect("gives back");
+                let expected: Vec<_> = backs.iter().map(|back| model.give_back(*limit, back)).collect();
+                assert_eq!(answer, expected, "{op:?}");
+                self.hear(pod, wakes);
+            }
+            Op::Finish(reports) => {
+                let answer = partition.finish(LONG, reports).await.expect("finishes");
+                let expected: Vec<_> = reports.iter().map(|report| model.finish(report)).collect();
+                assert_eq!(answer, expected, "{op:?}");
+            }
+            Op::Cancel(id) => {
+                let answer = partition.cancel(JobId(*id), "why not", LONG, LONG).await.expect("cancels");
+                assert_eq!(answer, model.cancel(*id), "{op:?}");
+            }
+            Op::Expire(pod, leases) => {
+                let (answer, wakes) = partition.expire(&name(pod), LONG, leases).await.expect("expires");
+                let expected: Vec<_> = leases.iter().map(|(lease, beat)| model.expire(*lease, beat)).collect();
+                assert_eq!(answer, expected, "{op:?}");
+                self.hear(pod, wakes);
+            }
+            Op::Bury(pod) => {
+                // What a leaving pod heard in answers it passes on itself; its mail is passed on by `bury`.
+                let lanes: Vec<Lane> = self.woken.remove(*pod).unwrap_or_default().into_iter().collect();
+                for lane in lanes {
+                    self.take(pod, &[lane], &[], false).await;
+                    self.woken.remove(*pod);
+                }
+                let answer = partition.bury(&name(pod), None).await.expect("buries");
+                assert_eq!(answer, Some(self.model.bury(pod)), "{op:?}");
+                self.alive.remove(pod);
+                self.last_mail.remove(*pod);
+            }
+            Op::Heartbeats => {
+                for pod in PODS {
+                    self.world.heartbeat(pod).await;
+                    self.alive.insert(pod);
+                }
+            }
+            Op::Payer(tenant, version, weight, cap) => {
+                let answer = partition.tenant(tenant, &format!("{version}-0"), *weight, *cap).await.expect("stores");
+                assert_eq!(answer, model.payer(tenant, *version, *weight, *cap), "{op:?}");
+            }
+            Op::Project(id, version, tenant, instance, group, cap) => {
+                let entry = format!("{version}-0");
+                let answer = partition.project(ProjectId(*id), &entry, tenant, *instance, *group, *cap).await;
+                let expected = model.project(*id, *version, tenant, *instance, *group, *cap);
+                assert_eq!(answer.expect("stores"), expected, "{op:?}");
+            }
+            Op::Open(pod, scope) => {
+                model.scopes.insert(*scope);
+                if !partition.scope(*scope, false).await.expect("opens") {
+                    let wakes = partition.index(&name(pod), None).await.expect("indexes");
+                    assert!(partition.scope(*scope, true).await.expect("opens"));
+                    self.hear(pod, wakes);
+                }
+            }
+            Op::Index(pod) => self.index(pod).await,
+        }
+    }
+
+    async fn index(&mut self, pod: &str) {
+        let unindexed: Vec<u64> = self.model.projects.iter().filter(|(_, p)| p.unindexed).map(|(id, _)| *id).collect();
+        for id in unindexed {
+            let wakes = self.world.partition.index(&name(pod), Some(ProjectId(id))).await.expect("indexes");
+            self.model.projects.get_mut(&id).expect("known").unindexed = false;
+            self.hear(pod, wakes);
+        }
+    }
+
+    async fn take(&mut self, pod: &str, lanes: &[Lane], offers: &[Offer], again: bool) {
+        // Until a project's change is indexed, its buckets stand where they stood: not what the rule says.
+        self.index(pod).await;
+        let (jobs, wakes) = self.world.partition.take(&name(pod), LONG, 0, lanes, offers).await.expect("takes");
+        if let Some(woken) = self.woken.get_mut(pod) {
+            woken.retain(|lane| !lanes.contains(lane));
+        }
+        if again && !self.taken.is_empty() {
+            let same = |job: &TakenJob| (job.lease, job.lane, job.attempt, job.payload.clone());
+            assert!(jobs.iter().map(same).eq(self.taken.iter().map(same)), "the same answer again");
+            assert!(wakes.is_empty());
+            return;
+        }
+        for (job, offer) in jobs.iter().zip(offers) {
+            let expected = self.model.next_of_lanes(lanes);
+            let expected = expected.unwrap_or_else(|| panic!("{job:?} was not to be had"));
+            let id = job.lease.job_id.0;
+            assert_eq!(job.lease.lease_id, offer.lease_id);
+            if (id, job.lane) != (expected.job, expected.lane) {
+                self.excuse(&expected, job);
+            }
+            assert_eq!(job.attempt, self.model.taken(id, job.lane, offer, pod));
+        }
+        if jobs.len() < offers.len() && wakes.is_empty() {
+            assert!(
+                self.model.next_of_lanes(lanes).is_none(),
+                "{pod} left work: {:?}",
+                self.model.next_of_lanes(lanes)
+            );
+        }
+        self.tally.taken += jobs.len() as u64;
+        self.taken = jobs;
+        self.hear(pod, wakes);
+    }
+
+    /// Another job was taken than expected: fine only between tenants of equal share, when the one passed over stood
+    /// with the head of a bucket whose project has started jobs elsewhere since.
+    fn excuse(&mut self, expected: &Choice, job: &TakenJob) {
+        let id = job.lease.job_id.0;
+        let taken = &self.model.jobs[&id];
+        let wrong = || format!("took {id} of {} {:?}, not {expected:?}", job.lane, taken.bucket);
+        let Some((tenant, rank)) = &expected.tenant else { panic!("{}", wrong()) };
+        assert_eq!(taken.state, State::Queued, "{}", wrong());
+        let key = self.model.projects[&taken.bucket.1].tenant.clone();
+        let facts = self.model.tenant_in_lane(&self.model.heads(), job.lane, &key);
+        assert_eq!(share_rank(facts.running, facts.weight), *rank, "{}", wrong());
+        let next = next_of_tenant(&facts).map(|next| (job.lane.fingerprint, next.project.0, next.priority.rank()));
+        assert_eq!(next, Some(taken.bucket), "{}", wrong());
+        assert_eq!(self.model.heads()[&taken.bucket].0, id, "{}", wrong());
+        let outdated = self.dump.pairs(&format!("lane:{}:{tenant}", expected.lane)).iter().any(|(member, score)| {
+            let project = member.split(':').next().expect("a project").parse().expect("an id");
+            let running = self.model.running(tenant, Some(project)).len() as u64;
+            let score = score.parse::<f64>().expect("a score") as u64;
+            self.model.projects[&project].moved || (score >> 40) & 1023 < running
+        });
+        assert!(outdated, "{}", wrong());
+        self.tally.excused += 1;
+    }
+
+    fn hear(&mut self, pod: &str, wakes: Vec<Lane>) {
+        self.woken.entry(pod.to_owned()).or_default().extend(wakes);
+    }
+
+    /// Reads the whole state and compares all of it.
+    async fn settle(&mut self, op: &Op) {
+        self.dump = Dump::read(&self.world, &self.last_event).await;
+        let mut told: Vec<(u64, String, u32)> =
+            self.dump.pairs("events").iter().map(|(_, entry)| event(entry)).collect();
+        // In order per job; jobs of one call may come in any.
+        told.sort_by_key(|event| event.0);
+        self.model.events.sort_by_key(|event| event.0);
+        assert_eq!(told, std::mem::take(&mut self.model.events), "{op:?}");
+        if let Some((id, _)) = self.dump.pairs("events").last() {
+            self.last_event.clone_from(id);
+        }
+        for pod in PODS {
+            let mail = self.dump.pairs(&format!("mail:{pod}")).to_vec();
+            let seen = self
+                .last_mail
+                .get(pod)
+                .map_or(0, |last| mail.iter().position(|(id, _)| id == last).map_or(0, |at| at + 1));
+            let wake = |(_, letter): &(String, String)| {
+                letter.strip_prefix("type wake lane ").map(|lane| lane.parse().expect("a lane"))
+            };
+            let wakes = mail[seen..].iter().filter_map(wake).collect();
+            self.hear(pod, wakes);
+            if let Some((last, _)) = mail.last() {
+                self.last_mail.insert(pod.into(), last.clone());
+            }
+        }
+        self.dump.check(&self.model);
+        self.check_wakes(op);
+    }
+
+    /// Where work and a waiting pod meet, somebody has been woken and will act on it.
+    fn check_wakes(&self, op: &Op) {
+        if self.model.projects.values().any(|project| project.unindexed) {
+            return;
+        }
+        let heads = self.model.heads();
+        for lane in lanes_of_all() {
+            let waits = self.dump.members(&format!("waiting:{lane}")).iter().any(|pod| self.alive.contains(&**pod));
+            let work = waits && self.model.next_of_lane(&heads, lane).is_some();
+            let woken = self.woken.values().any(|lanes| lanes.contains(&lane));
+            assert!(!work || woken, "{lane} has work and a waiting pod, and nobody was woken by {op:?}");
+            if let Op::Take(pod, lanes, offers) = op {
+                let empty = lanes.contains(&lane)
+                    && self.taken.len() < offers.len()
+                    && self.woken.get(*pod).is_none_or(|woken| !woken.contains(&lane));
+                let waits = self.dump.members(&format!("waiting:{lane}")).contains(*pod);
+                assert!(!empty || waits, "{pod} has slots left and does not wait in {lane}");
+            }
+        }
+    }
+
+    async fn clean_up(&mut self) {
+        let keys: Vec<String> = self.dump.keys.keys().map(|key| self.world.partition.key(key)).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        self.world.command("UNLINK", &keys).await;
+    }
+
+    /// Scopes that runners of one pod may have at once: all instance, all of groups, or all of projects.
+    fn kind_of(scope: Scope) -> u8 {
+        match scope {
+            Scope::Instance => 0,
+            Scope::Group(_) => 1,
+            Scope::Project(_) => 2,
+        }
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.repeats += other.repeats;
+        self.taken += other.taken;
+        self.excused += other.excused;
+    }
+}
+
+/// Job, word and attempt of an event.
+fn event(entry: &str) -> (u64, String, u32) {
+    let (head, data) = entry.split_once(" data ").expect("data");
+    let data: serde_json::Value = serde_json::from_str(data).expect("the data is JSON");
+    let word = head.rsplit_once("job.").expect("a type").1;
+    (data["id"].as_u64().expect("an id"), word.to_owned(), data["attempt"].as_u64().expect("a number") as u32)
+}
