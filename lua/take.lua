@@ -134,9 +134,10 @@ local function take_from(lane, scope, fp, slot)
     bucket_drop(name, entry_id)
     return reindex(name, next_head)
   end
-  local attempt = f[2] + 1
+  local attempt = (f[2] or 0) + 1
+  local held_by = holder(slot.lease_id, slot.runner_id, slot.system_id, me)
   call('HSET', job_key(id), 'state', 'assigned', 'lease_id', slot.lease_id, 'attempt', attempt,
-    'runner', slot.runner_id .. ' ' .. slot.system_id, 'pod', me, 'scope', scope, 'since_ms', NOW_TEXT)
+    'pod', me, 'scope', scope, 'holder', held_by, 'since_ms', NOW_TEXT)
   call('HSET', held, slot.lease_id, id)
   call('ZADD', DEADLINES, NOW + accept_ms, id)
   if scope == 'instance' then
@@ -145,7 +146,7 @@ local function take_from(lane, scope, fp, slot)
     if f[3] ~= tenant then call('HSET', job_key(id), 'tenant', tenant) end
     count(tenant, project_id, id)
   end
-  emit('assigned', id, attempt, holder(slot.lease_id, slot.runner_id, slot.system_id, me))
+  emit('assigned', id, attempt, held_by)
   reindex(name, next_head)
   return answer(slot.lease_id, id, lane, attempt)
 end

@@ -1,9 +1,10 @@
 -- job: the record of a live job, and its end.
 --
--- job:<id>        hash    state, lease_id, attempt, place ('<bucket> <entry id>'), tenant, runner ('<runner id> <system
---                         id>'), pod, scope (the one it was taken in), beat, starts, max_attempts, failed_deliveries,
---                         cancel_reason, since_ms. Few, short and the most read first: Redis then keeps it as one
---                         small list, which it searches from the front.
+-- job:<id>        hash    state, place ('<bucket> <entry id>'), tenant, max_attempts (unless 1); from the first take on
+--                         lease_id, attempt, pod, scope (the one it was taken in), holder (the JSON members of its
+--                         events that say who holds it), since_ms, beat, starts, failed_deliveries, cancel_reason.
+--                         While it is queued these are few and short: Redis keeps them as one small list. A holder
+--                         is long, and Redis then keeps a table: larger, but faster to read.
 -- order:<id>      string  what the pod needs to hand the job out: a line of JSON, then the payload as Rails wrote it
 -- ended:<id>      string  '<outcome> <lease_id or -> <attempt>', kept `ended_ttl`: refuses a late job.pending, answers
 --                         a repeated finish
@@ -22,21 +23,18 @@ local closed = {} -- their ids: such a job is live no more, though its record go
 -- The live job, or nil.
 local function load_job(id)
   if closed[id] then return nil end
-  local f = call('HMGET', job_key(id), 'state', 'lease_id', 'attempt', 'place', 'tenant', 'runner', 'pod', 'scope',
-    'beat', 'starts')
+  local f = call('HMGET', job_key(id), 'state', 'lease_id', 'attempt', 'place', 'tenant', 'pod', 'scope', 'holder')
   if not f[1] then return nil end
   local job = {
-    id = id, state = f[1], lease_id = f[2], attempt = f[3], tenant = f[5], runner = f[6], pod = f[7], scope = f[8],
-    beat = f[9] or '', starts = tonumber(f[10] or '0'),
+    id = id, state = f[1], lease_id = f[2] or '', attempt = f[3] or '0', tenant = f[5], pod = f[6], scope = f[7],
+    holder = f[8] or '',
   }
   job.bucket, job.entry_id = string.match(f[4], '^(%S+) (%S+)$')
   return job
 end
 
 local function holder_of(job)
-  if not job.runner or job.state == 'queued' then return '' end
-  local runner_id, system_id = string.match(job.runner, '^(%d+) (%S+)$')
-  return holder(job.lease_id, runner_id, system_id, job.pod)
+  return job.state == 'queued' and '' or job.holder
 end
 
 -- The record of an ended job: outcome and lease id, or nil.

@@ -114,6 +114,13 @@ pub(super) fn hash(reply: Reply) -> anyhow::Result<BTreeMap<String, String>> {
     flat.chunks_exact(2).map(pair).collect::<Result<_, _>>().context("a hash of another version")
 }
 
+/// Who holds a job.
+#[derive(serde::Deserialize)]
+struct Holder {
+    runner_id: u64,
+    system_id: String,
+}
+
 fn show(found: &Found) -> anyhow::Result<()> {
     let mut table = output::table(&["job", &found.id.to_string()]);
     let field =
@@ -131,7 +138,10 @@ fn show(found: &Found) -> anyhow::Result<()> {
     }
     // A queued job keeps the words of its last holder; they are of no use to people.
     let held = found.state != "queued" && found.outcome.is_none();
-    if let Some((runner_id, system_id)) = field("runner").filter(|_| held).and_then(|runner| runner.split_once(' ')) {
+    // JSON members, each with a comma before it.
+    let holder = field("holder").filter(|_| held).and_then(|members| members.strip_prefix(','));
+    let holder = holder.and_then(|members| serde_json::from_str::<Holder>(&format!("{{{members}}}")).ok());
+    if let Some(Holder { runner_id, system_id }) = holder {
         table.add_row(["runner", &format!("{runner_id} ({system_id})")]);
     }
     let held_fields = ["pod", "scope", "beat"].map(|name| (name, field(name).filter(|_| held)));
