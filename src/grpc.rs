@@ -10,7 +10,8 @@
 //! - A session is driven by its response stream: no task and no buffer beside it, so a runner that does not read
 //!   is not read from either.
 //! - A stage never waits for a runner: an outbox that is full closes its session.
-//! - The end of a session is told exactly once, whatever ends it.
+//! - The end of a session is told, whatever ends it; a runner that does not read is told twice, as its stream may end
+//!   late or never.
 
 mod connection;
 mod convert;

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::session::Closed;
 use crate::proto::{RouterMessage, router_message};
 use crate::telemetry::labels::SessionClosed;
 
@@ -18,6 +19,8 @@ pub struct SessionId(u64);
 /// Messages to one runner, in order. Cheap to clone.
 #[derive(Clone)]
 pub struct Outbox {
+    session: SessionId,
+    closed: mpsc::UnboundedSender<Closed>,
     messages: mpsc::Sender<RouterMessage>,
     end: Arc<End>,
 }
@@ -40,11 +43,11 @@ fn capacity(slots: u32) -> usize {
     64 + 4 * slots.min(1_000) as usize
 }
 
-/// An outbox for a session with this many slots.
-pub(super) fn outbox(slots: u32) -> (Outbox, Outgoing) {
+/// An outbox for a session with this many slots, free or not; where it tells that its runner does not read.
+pub(super) fn outbox(session: SessionId, slots: u32, closed: mpsc::UnboundedSender<Closed>) -> (Outbox, Outgoing) {
     let (messages, receiver) = mpsc::channel(capacity(slots));
     let end = Arc::new(End { now: CancellationToken::new(), why: OnceLock::new() });
-    (Outbox { messages, end: end.clone() }, Outgoing { messages: receiver, end })
+    (Outbox { session, closed, messages, end: end.clone() }, Outgoing { messages: receiver, end })
 }
 
 // === impl SessionId ===
@@ -73,6 +76,8 @@ impl Outbox {
             Err(mpsc::error::TrySendError::Full(_)) => {
                 let status = Status::resource_exhausted("the runner does not read its messages");
                 self.close(SessionClosed::Slow, Some(status));
+                // Its stream is not polled while the runner does not read, and may never tell its own end.
+                let _ = self.closed.send(Closed { session: self.session, why: SessionClosed::Slow });
                 false
             }
             Err(mpsc::error::TrySendError::Closed(_)) => false,

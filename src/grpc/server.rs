@@ -29,6 +29,9 @@ const TOKEN_MAX_BYTES: usize = 512;
 /// A connection's streams beyond its cap are refused by us, by name; HTTP/2 alone would let them hang.
 const STREAM_HEADROOM: u32 = 64;
 
+/// How long connections may take to end after the server was told to stop: a runner that does not read never ends its own.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
 /// What callers may use up. The configuration keys of the same names say more.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -73,7 +76,14 @@ pub async fn serve(
     let service = RunnerServiceServer::new(door)
         .max_decoding_message_size(message_max_bytes)
         .max_encoding_message_size(usize::MAX);
-    server.add_service(service).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned()).await
+    let cut = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(CLOSE_MAX).await;
+    };
+    tokio::select! {
+        served = server.add_service(service).serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned()) => served,
+        () = cut => Ok(()),
+    }
 }
 
 /// The service of `runner.proto`.

@@ -132,6 +132,7 @@ struct Session {
     doors: Doors,
     why: SessionClosed,
     slot: StreamSlot,
+    slots_max: u32,
 }
 
 /// The messages of a session, in the order in which they are sent. The first is `Welcome`; an error is the last.
@@ -170,14 +171,16 @@ async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
     };
     let hello = convert::hello(&hello, slots_max)?;
 
-    let (outbox, outgoing) = outbox(hello.slots);
-    let (answer, answered) = oneshot::channel();
     let id = SessionId::next();
+    // Slots that are taken now will be free one day, all at once perhaps.
+    let slots = hello.slots.saturating_add(hello.running.len() as u32);
+    let (outbox, outgoing) = outbox(id, slots, doors.closed.clone());
+    let (answer, answered) = oneshot::channel();
     let knock = Knock { session: id, token_sha256, hello, outbox: outbox.clone(), answer };
     let away = || Status::unavailable("the pod is stopping; reconnect to another");
     // Built before the answer, so that its end is told even if the caller goes while it is let in.
     let session =
-        Session { id, inbound, outgoing, _outbox: outbox, doors: doors.clone(), why: SessionClosed::Lost, slot };
+        Session { id, inbound, outgoing, _outbox: outbox, doors: doors.clone(), why: SessionClosed::Lost, slot, slots_max };
     doors.knocks.send(knock).await.map_err(|_| away())?;
     let welcome = answered.await.map_err(|_| away())??;
     session.slot.admitted();
@@ -221,6 +224,10 @@ impl Session {
         let delivered = match kind {
             Kind::Hello(_) => return Err(Status::invalid_argument("hello: only as the first message")),
             Kind::Slots(slots) => {
+                if slots.free > self.slots_max {
+                    let text = format!("slots.free: {}; at most {}", slots.free, self.slots_max);
+                    return Err(Status::invalid_argument(text));
+                }
                 let said = Slots { free: slots.free, assigns_seen: slots.assigns_seen };
                 self.doors.slots.send(Spoken { session, said }).await.is_ok()
             }

@@ -86,6 +86,10 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
     // Known to all before it is let in: its end, which it tells itself from then on, must find it. Its Welcome still goes
     // first, as the session looks into its outbox only after that.
     pod.sessions.insert(session, opened.outbox.clone());
+    if pod.draining.is_cancelled() {
+        // The drain began meanwhile and may not have seen it: nobody else would send it away.
+        opened.outbox.send(proto::router_message::Kind::Drain(proto::Drain { reconnect_after_ms: 0 }));
+    }
     let _ = take.send(ToTake::Opened(Box::new(opened))).await;
     if answer.send(Ok(welcome)).is_err() {
         let _ = closed.send(Closed { session, why: SessionClosed::Lost }); // it left before, and told so too early

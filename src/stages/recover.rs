@@ -37,7 +37,8 @@ pub async fn run(pod: Pod, number: u16, take: mpsc::Sender<ToTake>, mail_read: A
     let mut recover = Recover {
         number,
         take,
-        pods: Watch::new(config.pod_dead_after),
+        // Looks come once a heartbeat: one that comes a moment early must not make the verdict a whole heartbeat late.
+        pods: Watch::new(config.pod_dead_after.saturating_sub(config.pod_heartbeat / 2)),
         leases: Watch::new(config.lease),
         assigned: Watch::new(config.accept_timeout),
         canceling: Watch::new(config.cancel_grace),

@@ -1,7 +1,9 @@
 //! What the integration tests share: one private Redis per test binary, one instance name per test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod net;
 pub mod pods;
+pub mod raw;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};

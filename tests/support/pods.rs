@@ -112,6 +112,38 @@ impl Installation {
         TestRunner { shutdown, task }
     }
 
+    /// Publishes many entries at once, in this order.
+    pub async fn publish_all(&self, entries: impl IntoIterator<Item = Vec<(String, Vec<u8>)>>) {
+        let calls = entries.into_iter().map(|fields| {
+            let args = [Arg::from(&self.config.inbox_stream), "*".into()].into_iter();
+            let fields = fields.into_iter().flat_map(|(name, value)| [Arg::from(name), Arg::from(value)]);
+            self.redis.command("XADD", args.chain(fields).collect::<Vec<_>>())
+        });
+        let calls: Vec<_> = calls.collect();
+        for added in futures::future::join_all(calls).await {
+            added.expect("adds");
+        }
+    }
+
+    /// Waits until all of the inbox is applied: nothing in it, nothing pending.
+    pub async fn until_inbox_empty(&self) {
+        let (inbox, group) = (&self.config.inbox_stream, self.config.inbox_group.as_str());
+        self.until("the inbox is empty", async || {
+            let len = self.redis.command("XLEN", [Arg::from(inbox)]).await.ok()?.as_u64().ok()?;
+            let pending = self.redis.command("XPENDING", [Arg::from(inbox), group.into()]).await.ok()?;
+            let pending = pending.into_array().ok()?.first()?.as_u64().ok()?;
+            (len == 0 && pending == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// The types of one job's events, in order, without `job.`.
+    pub async fn story_of(&self, id: u64) -> Vec<String> {
+        let events = self.events().await;
+        let of_job = events.iter().filter(|event| event.id.is_some_and(|job| job.0 == id));
+        of_job.map(|event| event.event_type.to_string().trim_start_matches("job.").to_owned()).collect()
+    }
+
     /// All events so far.
     pub async fn events(&self) -> Vec<Event> {
         let key = format!("{{{}:0}}:events", self.config.key_prefix);
@@ -152,6 +184,26 @@ impl Installation {
 }
 
 impl TestPod {
+    /// A page of its admin server: the status line's code, and the body.
+    pub async fn admin(&self, path: &str) -> (u16, String) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut tcp = tokio::net::TcpStream::connect(&self.admin).await.expect("connects");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        tcp.write_all(request.as_bytes()).await.expect("writes");
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await.expect("reads");
+        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
+        (code, answer)
+    }
+
+    /// That no wake was lost so far, in any test of this process; then stops it.
+    pub async fn end(self) {
+        let (_, metrics) = self.admin("/metrics").await;
+        let rescues = metrics.lines().find_map(|line| line.strip_prefix("job_router_sweep_rescues_total "));
+        assert_eq!(rescues.unwrap_or("0"), "0", "a wake was lost");
+        self.stop().await;
+    }
+
     /// As SIGTERM does; waits until it has drained.
     pub async fn stop(self) {
         self.shutdown.cancel();
@@ -195,6 +247,33 @@ impl Executor for Noting {
         tokio::select! {
             () = tokio::time::sleep(self.duration) => Outcome::success(),
             () = job.cancel.cancelled() => Outcome::canceled(),
+            () = job.kill.cancelled() => Outcome::canceled(),
+        }
+    }
+}
+
+/// Runs each job until told otherwise, and notes which jobs it was given.
+#[derive(Clone, Default)]
+pub struct Gate {
+    /// Cancelled: all jobs succeed.
+    pub open: CancellationToken,
+    pub started: Arc<Mutex<Vec<u64>>>,
+    /// Whether `cancel` is heard.
+    pub deaf: bool,
+}
+
+impl Gate {
+    pub fn started(&self) -> Vec<u64> {
+        self.started.lock().expect("no panic").clone()
+    }
+}
+
+impl Executor for Gate {
+    async fn run(&self, job: JobContext) -> Outcome {
+        self.started.lock().expect("no panic").push(job.assignment.lease.job_id.0);
+        tokio::select! {
+            () = self.open.cancelled() => Outcome::success(),
+            () = job.cancel.cancelled(), if !self.deaf => Outcome::canceled(),
             () = job.kill.cancelled() => Outcome::canceled(),
         }
     }

@@ -1,0 +1,273 @@
+//! What users see when something goes wrong: pods, runners and connections that fail, in one process.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use job_router::proto::router_message::Kind as Down;
+use job_router::proto::{self, Welcome};
+use job_router::redis::{PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
+use serde_json::json;
+use support::net::Balancer;
+use support::pods::{Gate, Installation, Noting};
+use support::raw::{self, Raw};
+
+fn resuming(system_id: &str, leases: &[&proto::Lease]) -> proto::Hello {
+    proto::Hello { running: leases.iter().map(|lease| (*lease).clone()).collect(), ..raw::hello(system_id, 0) }
+}
+
+fn resumed(welcome: &Welcome) -> Vec<proto::Lease> {
+    welcome.resumed.iter().filter_map(|resumed| resumed.lease.clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_declined_job_keeps_its_place_and_goes_to_another_runner_at_once() {
+    let installation = Installation::new().await;
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    installation.register(1, json!({})).await;
+    let (mut first, _) = Raw::open(&a.url, 1, raw::hello("s_1", 1)).await;
+    for id in 1..=3 {
+        installation.job(id, json!({})).await;
+    }
+    let assign = first.assign().await;
+    installation.until_events("job.queued", 3).await;
+    let (mut second, _) = Raw::open(&b.url, 1, raw::hello("s_2", 0)).await;
+    first.say(raw::declined(assign.lease.as_ref().expect("a lease"))).await;
+    installation.until_events("job.requeued", 1).await;
+    let since = Instant::now();
+    second.say(raw::slots(2, 0)).await;
+    assert_eq!(second.assign().await.lease.expect("a lease").job_id, 1, "it keeps its place");
+    assert_eq!(second.assign().await.lease.expect("a lease").job_id, 2);
+    assert!(since.elapsed() < Duration::from_secs(1));
+    a.stop().await;
+    b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_that_never_answers_loses_the_job_after_the_time_to_accept() {
+    let mut installation = Installation::new().await;
+    installation.config.accept_timeout = Duration::from_millis(300);
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut silent, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
+    installation.job(1, json!({})).await;
+    let assign = silent.assign().await;
+    let (mut other, _) = Raw::open(&pod.url, 1, raw::hello("s_2", 1)).await;
+    let again = other.assign().await;
+    assert_eq!((again.lease.as_ref().map(|lease| lease.job_id), again.attempt), (Some(1), 2));
+    silent.until(|kind| matches!(&kind, Down::Revoked(revoked) if revoked.lease == assign.lease).then_some(())).await;
+    // Too late, and told so by silence: the other one runs it.
+    silent.say(raw::accepted(assign.lease.as_ref().expect("a lease"))).await;
+    other.accept(&again).await;
+    assert!(!silent.so_far(1).await.iter().any(|kind| matches!(kind, Down::Start(_))));
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_assigned_to_a_runner_that_is_cut_is_with_another_within_a_second() {
+    let installation = Installation::new().await;
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    let balancer = Balancer::new(&[&a.url]).await;
+    installation.register(1, json!({})).await;
+    let (mut cut, _) = Raw::open(&balancer.url, 1, raw::hello("s_1", 1)).await;
+    installation.job(1, json!({})).await;
+    cut.assign().await;
+    let (mut other, _) = Raw::open(&b.url, 1, raw::hello("s_2", 1)).await;
+    let since = Instant::now();
+    balancer.cut();
+    assert_eq!(other.assign().await.lease.expect("a lease").job_id, 1);
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    a.stop().await;
+    b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_whose_runner_stays_away_fails_or_goes_to_another_by_its_max_attempts() {
+    let mut installation = Installation::new().await;
+    installation.config.lease = Duration::from_secs(2);
+    installation.config.beat_interval = Duration::from_millis(500);
+    let pod = installation.pod("a").await;
+    let balancer = Balancer::new(&[&pod.url]).await;
+    installation.register(1, json!({})).await;
+    let (mut lost, _) = Raw::open(&balancer.url, 1, raw::hello("s_1", 2)).await;
+    installation.job(1, json!({"max_attempts": 1})).await;
+    installation.job(2, json!({"max_attempts": 2})).await;
+    for _ in 0..2 {
+        let assign = lost.assign().await;
+        lost.accept(&assign).await;
+    }
+    let (mut other, _) = Raw::open(&pod.url, 1, raw::hello("s_2", 2)).await;
+    balancer.cut();
+    let again = other.assign().await;
+    assert_eq!((again.lease.expect("a lease").job_id, again.attempt), (2, 2));
+    installation.until_events("job.failed", 1).await;
+    assert_eq!(installation.story_of(1).await, ["queued", "assigned", "running", "failed"]);
+    assert_eq!(installation.story_of(2).await, ["queued", "assigned", "running", "requeued", "assigned"]);
+    let events = installation.events().await;
+    let failed = events.iter().find(|event| event.event_type.to_string() == "job.failed").expect("counted");
+    assert_eq!(failed.text("failure_reason"), Some("runner_lost"));
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_is_resumed_on_the_same_pod_and_on_another() {
+    let installation = Installation::new().await;
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    installation.register(1, json!({})).await;
+    let (mut runner, _) = Raw::open(&a.url, 1, raw::hello("s_1", 1)).await;
+    installation.job(1, json!({})).await;
+    let assign = runner.assign().await;
+    let lease = runner.accept(&assign).await;
+    for url in [&a.url, &b.url, &b.url, &a.url] {
+        drop(runner);
+        let (again, welcome) = Raw::open(url, 1, resuming("s_1", &[&lease])).await;
+        assert_eq!(resumed(&welcome), std::slice::from_ref(&lease));
+        runner = again;
+    }
+    // What it is told finds it where it is now.
+    installation.publish("job.canceled", json!({"id": 1, "tenant": "ns:1"})).await;
+    runner.until(|kind| matches!(kind, Down::Cancel(_)).then_some(())).await;
+    // Its acknowledgement is lost: it reports again, here and there, and is recorded once.
+    runner.say(raw::finished(&lease)).await;
+    installation.until_events("job.canceled", 1).await;
+    for url in [&a.url, &b.url] {
+        let (mut again, welcome) = Raw::open(url, 1, resuming("s_1", &[&lease])).await;
+        assert!(resumed(&welcome).is_empty(), "it has ended");
+        again.say(raw::finished(&lease)).await;
+        let ack = again.until(|kind| if let Down::FinishedAck(ack) = kind { Some(ack.clone()) } else { None }).await;
+        assert!(ack.recorded);
+    }
+    assert_eq!(installation.story_of(1).await, ["queued", "assigned", "running", "canceled"]);
+    a.stop().await;
+    b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_runner_whose_connections_are_cut_all_the_time_ends_every_job_once() {
+    let installation = Installation::new().await;
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    let balancer = Balancer::new(&[&a.url, &b.url]).await;
+    installation.register(1, json!({})).await;
+    let noting = Noting { duration: Duration::from_millis(50), ..Noting::default() };
+    let runner = installation.runner(&balancer.url, 1, "s_1", 10, noting.clone());
+    for id in 1..=300 {
+        installation.job(id, json!({})).await;
+    }
+    installation.until("all end", async || {
+        let finished = installation.counts().await.get("job.finished").copied().unwrap_or(0);
+        if finished < 250 && rand::random_ratio(1, 30) {
+            balancer.cut();
+        }
+        (finished == 300).then_some(())
+    })
+    .await;
+    let mut ran = noting.ran.lock().expect("no panic").clone();
+    ran.sort_unstable();
+    assert_eq!(ran, (1..=300).collect::<Vec<_>>(), "each ran once");
+    assert!(!installation.counts().await.contains_key("job.failed"));
+    runner.stop().await;
+    a.stop().await;
+    b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_drains_and_another_comes_and_no_job_is_late_or_lost() {
+    let installation = Installation::new().await;
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    let balancer = Balancer::new(&[&a.url, &b.url]).await;
+    installation.register(1, json!({})).await;
+    let runners: Vec<_> = (1..=4)
+        .map(|n| {
+            let noting = Noting { duration: Duration::from_millis(5), ..Noting::default() };
+            (installation.runner(&balancer.url, 1, &format!("s_{n}"), 5, noting.clone()), noting)
+        })
+        .collect();
+    for id in 1..=1_000 {
+        installation.job(id, json!({})).await;
+    }
+    installation.until_events("job.finished", 200).await;
+    let c = installation.pod("c").await;
+    balancer.point_to(&[&b.url, &c.url]);
+    let since = Instant::now();
+    a.stop().await;
+    assert!(since.elapsed() < Duration::from_secs(3), "drained in {:?}", since.elapsed());
+    for id in 1_001..=2_000 {
+        installation.job(id, json!({})).await;
+    }
+    installation.until_events("job.finished", 2_000).await;
+    let mut ran: Vec<u64> = runners.iter().flat_map(|(_, noting)| noting.ran.lock().expect("no panic").clone()).collect();
+    ran.sort_unstable();
+    assert_eq!(ran, (1..=2_000).collect::<Vec<_>>(), "each ran once");
+    let counts = installation.counts().await;
+    assert!(!counts.contains_key("job.failed"), "{counts:?}");
+    assert!(counts["job.assigned"] < 2_200, "{counts:?}");
+    for (runner, _) in runners {
+        runner.stop().await;
+    }
+    b.stop().await;
+    c.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_away_for_a_while_costs_no_job_and_no_connection() {
+    let mut installation = Installation::new().await;
+    let mut redis = PrivateRedis::start(&PrivateRedisOptions { append_only: true, ..PrivateRedisOptions::default() })
+        .expect("redis-server starts");
+    installation.config.redis_url = redis.url().parse().expect("a URL");
+    installation.redis = Redis::connect(&RedisSettings::new(redis.url())).await.expect("connects");
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let gate = Gate::default();
+    let runner = installation.runner(&pod.url, 1, "s_1", 3, gate.clone());
+    for id in 1..=5 {
+        installation.job(id, json!({})).await;
+    }
+    installation.until("three run", async || (gate.started().len() == 3).then_some(())).await;
+    installation.until_events("job.running", 3).await;
+    assert_eq!(pod.admin("/readyz").await.0, 200);
+    redis.stop().expect("stops");
+    installation.until("not ready", async || (pod.admin("/readyz").await.0 == 503).then_some(())).await;
+    gate.open.cancel();
+    redis.restart().expect("starts");
+    installation.until("ready", async || (pod.admin("/readyz").await.0 == 200).then_some(())).await;
+    installation.until_events("job.finished", 5).await;
+    installation.job(6, json!({})).await;
+    installation.until_events("job.finished", 6).await;
+    assert_eq!(installation.counts().await["job.assigned"], 6);
+    let summary = runner.stop().await;
+    assert_eq!((summary.sessions, summary.succeeded, summary.lost), (1, 6, 0));
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_two_pods_share_is_pushed_wherever_a_slot_is_free() {
+    let installation = Installation::new().await;
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    installation.register(1, json!({})).await;
+    let (mut one, _) = Raw::open(&a.url, 1, raw::hello("s_1", 1)).await;
+    let (mut two, _) = Raw::open(&b.url, 1, raw::hello("s_2", 1)).await;
+    let mut seen = (0, 0);
+    for id in 1..=200 {
+        installation.job(id, json!({})).await;
+        let since = Instant::now();
+        // Whoever has it gets the next one too late: each alone must be found again and again.
+        tokio::select! {
+            assign = one.assign() => {
+                seen.0 += 1;
+                let lease = one.accept(&assign).await;
+                one.say(raw::finished(&lease)).await;
+                one.say(raw::slots(1, seen.0)).await;
+            }
+            assign = two.assign() => {
+                seen.1 += 1;
+                let lease = two.accept(&assign).await;
+                two.say(raw::finished(&lease)).await;
+                two.say(raw::slots(1, seen.1)).await;
+            }
+        }
+        assert!(since.elapsed() < Duration::from_millis(500), "job {id}: {:?}", since.elapsed());
+    }
+    assert_eq!(seen.0 + seen.1, 200);
+    a.stop().await;
+    b.end().await;
+}

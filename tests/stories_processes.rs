@@ -1,0 +1,189 @@
+//! Several real processes of the binary, and signals to them.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use job_router::redis::Redis;
+use serde_json::json;
+use support::net::Balancer;
+use support::pods::{Gate, Installation, Noting};
+use support::redis_url;
+
+/// A `job-router serve`. Killed when dropped.
+struct PodProcess {
+    child: Child,
+    url: String,
+}
+
+impl PodProcess {
+    fn start(installation: &Installation, name: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_job-router"));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("JOB_ROUTER_")) {
+            command.env_remove(name);
+        }
+        let config = &installation.config;
+        command.args(["serve", "--grpc-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"]);
+        command.args(["--redis-url", &redis_url(), "--key-prefix", config.key_prefix.as_str()]);
+        command.args(["--inbox-stream", &config.inbox_stream, "--pod-id", name, "--drain-timeout", "5s"]);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let (tell, told) = std::sync::mpsc::channel();
+        let outputs: [Box<dyn std::io::Read + Send>; 2] =
+            [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
+        for output in outputs {
+            let tell = tell.clone();
+            // Read to its end, so that a full pipe holds up nothing.
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+                    if line.to_string().contains("pod ready") {
+                        let _ = tell.send(line["grpc"].as_str().expect("an address").to_owned());
+                    }
+                }
+            });
+        }
+        let address = told.recv_timeout(Duration::from_secs(20)).expect("the pod is ready in time");
+        Self { child, url: format!("http://{address}") }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("it is there");
+    }
+
+    /// Waits for its end after SIGTERM: exit code 0.
+    fn drained(mut self) {
+        let since = Instant::now();
+        loop {
+            match self.child.try_wait().expect("ours") {
+                Some(status) => return assert!(status.success(), "{status}"),
+                None => assert!(since.elapsed() < Duration::from_secs(10), "not drained in time"),
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for PodProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn lengths(redis: &Redis, installation: &Installation) -> u64 {
+    redis.command("XLEN", [(&installation.config.inbox_stream).into()]).await.expect("a reply").as_u64().expect("a length")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_deployment_delays_and_loses_nothing() {
+    let installation = Installation::new().await;
+    let (a, b) = (PodProcess::start(&installation, "a"), PodProcess::start(&installation, "b"));
+    let balancer = Balancer::new(&[&a.url, &b.url]).await;
+    installation.register(1, json!({})).await;
+    let runners: Vec<_> = (1..=4)
+        .map(|n| {
+            let noting = Noting { duration: Duration::from_millis(5), ..Noting::default() };
+            (installation.runner(&balancer.url, 1, &format!("s_{n}"), 5, noting.clone()), noting)
+        })
+        .collect();
+    for id in 1..=1_000 {
+        installation.job(id, json!({})).await;
+    }
+    installation.until_events("job.finished", 200).await;
+    let c = PodProcess::start(&installation, "c");
+    balancer.point_to(&[&b.url, &c.url]);
+    a.signal(rustix::process::Signal::TERM);
+    for id in 1_001..=2_000 {
+        installation.job(id, json!({})).await;
+    }
+    a.drained();
+    installation.until_events("job.finished", 2_000).await;
+    let mut ran: Vec<u64> = runners.iter().flat_map(|(_, noting)| noting.ran.lock().expect("no panic").clone()).collect();
+    ran.sort_unstable();
+    assert_eq!(ran, (1..=2_000).collect::<Vec<_>>(), "each ran once");
+    let counts = installation.counts().await;
+    assert!(!counts.contains_key("job.failed") && counts["job.assigned"] < 2_200, "{counts:?}");
+    assert_eq!(lengths(&installation.redis, &installation).await, 0);
+    for (runner, _) in runners {
+        runner.stop().await;
+    }
+    c.signal(rustix::process::Signal::TERM);
+    c.drained();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_pods_jobs_go_to_others_within_five_seconds_and_running_ones_run_on() {
+    let installation = Installation::new().await;
+    let a = PodProcess::start(&installation, "a");
+    installation.register(1, json!({})).await;
+    let balancer = Balancer::new(&[&a.url]).await;
+    // One runs three jobs; another holds two that it has not accepted.
+    let gate = Gate::default();
+    let running = installation.runner(&balancer.url, 1, "s_1", 3, gate.clone());
+    for id in 1..=3 {
+        installation.job(id, json!({})).await;
+    }
+    installation.until_events("job.running", 3).await;
+    let (mut silent, _) = support::raw::Raw::open(&a.url, 1, support::raw::hello("s_2", 2)).await;
+    for id in 4..=5 {
+        installation.job(id, json!({})).await;
+        silent.assign().await;
+    }
+    let b = PodProcess::start(&installation, "b");
+    let (mut other, _) = support::raw::Raw::open(&b.url, 1, support::raw::hello("s_3", 2)).await;
+    balancer.point_to(&[&b.url]);
+    a.signal(rustix::process::Signal::KILL);
+    let since = Instant::now();
+    for id in 4..=5 {
+        assert_eq!(other.assign().await.lease.expect("a lease").job_id, id, "they keep their places");
+    }
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    installation.until("it has resumed", async || {
+        let key = format!("{{{}:0}}:pod:b:jobs", installation.config.key_prefix);
+        let held = installation.redis.command("HLEN", [key.into()]).await.ok()?.as_u64().ok()?;
+        (held == 5).then_some(())
+    })
+    .await;
+    gate.open.cancel();
+    installation.until_events("job.finished", 3).await;
+    let summary = running.stop().await;
+    assert_eq!((summary.succeeded, summary.lost), (3, 0));
+    for id in 1..=3 {
+        assert_eq!(installation.story_of(id).await, ["queued", "assigned", "running", "finished"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_was_frozen_for_longer_than_it_counts_as_dead_starts_nothing_stale() {
+    let installation = Installation::new().await;
+    let (a, b) = (PodProcess::start(&installation, "a"), PodProcess::start(&installation, "b"));
+    installation.register(1, json!({})).await;
+    let (mut first, _) = support::raw::Raw::open(&a.url, 1, support::raw::hello("s_1", 1)).await;
+    installation.job(1, json!({})).await;
+    let stale = first.assign().await.lease.expect("a lease");
+    a.signal(rustix::process::Signal::STOP);
+    first.say(support::raw::accepted(&stale)).await;
+    let (mut second, _) = support::raw::Raw::open(&b.url, 1, support::raw::hello("s_2", 1)).await;
+    let assign = second.assign().await;
+    let lease = second.accept(&assign).await;
+    a.signal(rustix::process::Signal::CONT);
+    let answer = first.next().await.expect("no error").expect("no end");
+    assert!(!matches!(answer, job_router::proto::router_message::Kind::Start(_)), "{answer:?}");
+    second.say(support::raw::finished(&lease)).await;
+    installation.until_events("job.finished", 1).await;
+    // It has joined again: what is queued now reaches its runner.
+    let (mut third, _) = support::raw::Raw::open(&a.url, 1, support::raw::hello("s_4", 1)).await;
+    installation.job(2, json!({})).await;
+    let next = tokio::select! { assign = third.assign() => assign, assign = first.assign() => assign };
+    assert_eq!(next.lease.expect("a lease").job_id, 2);
+    installation.until("both are known", async || {
+        let key = format!("{{{}:0}}:pods", installation.config.key_prefix);
+        let pods = installation.redis.command("ZCARD", [key.into()]).await.ok()?.as_u64().ok()?;
+        (pods == 2).then_some(())
+    })
+    .await;
+}
