@@ -153,14 +153,15 @@ async fn a_real_runner_whose_connections_are_cut_all_the_time_ends_every_job_onc
     for id in 1..=300 {
         installation.job(id, json!({})).await;
     }
-    installation.until("all end", async || {
-        let finished = installation.counts().await.get("job.finished").copied().unwrap_or(0);
-        if finished < 250 && rand::random_ratio(1, 30) {
-            balancer.cut();
-        }
-        (finished == 300).then_some(())
-    })
-    .await;
+    installation
+        .until("all end", async || {
+            let finished = installation.counts().await.get("job.finished").copied().unwrap_or(0);
+            if finished < 250 && rand::random_ratio(1, 30) {
+                balancer.cut();
+            }
+            (finished == 300).then_some(())
+        })
+        .await;
     let mut ran = noting.ran.lock().expect("no panic").clone();
     ran.sort_unstable();
     assert_eq!(ran, (1..=300).collect::<Vec<_>>(), "each ran once");
@@ -195,7 +196,8 @@ async fn a_pod_drains_and_another_comes_and_no_job_is_late_or_lost() {
         installation.job(id, json!({})).await;
     }
     installation.until_events("job.finished", 2_000).await;
-    let mut ran: Vec<u64> = runners.iter().flat_map(|(_, noting)| noting.ran.lock().expect("no panic").clone()).collect();
+    let mut ran: Vec<u64> =
+        runners.iter().flat_map(|(_, noting)| noting.ran.lock().expect("no panic").clone()).collect();
     ran.sort_unstable();
     assert_eq!(ran, (1..=2_000).collect::<Vec<_>>(), "each ran once");
     let counts = installation.counts().await;

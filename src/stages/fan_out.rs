@@ -341,8 +341,10 @@ impl FanOut {
         let deleted = [stream].into_iter().chain(ids).collect::<Vec<_>>();
         // In this order on one connection: an entry that is gone but pending would be claimed for ever.
         let call = || async {
-            let (acked, deleted) =
-                tokio::join!(redis.command("XACK", acked.clone()), redis.command("XDEL", deleted.clone()));
+            // Boxed, as two such futures side by side are large.
+            let acked = Box::pin(redis.command("XACK", acked.clone()));
+            let deleted = Box::pin(redis.command("XDEL", deleted.clone()));
+            let (acked, deleted) = tokio::join!(acked, deleted);
             acked.and(deleted)
         };
         self.pod.until_done("acknowledge", call).await.map(drop)

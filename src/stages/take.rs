@@ -136,7 +136,7 @@ impl Take {
                 self.fleet.back_off(session, until);
             }
             ToTake::Wake(partition, woken) => self.lanes[usize::from(partition)].wake(woken),
-            ToTake::Queueing(partition, lanes, asked) => self.ask_ahead(partition, lanes, &asked),
+            ToTake::Queueing(partition, lanes, asked) => self.ask_ahead(partition, &lanes, &asked),
             ToTake::LaneOpened(partition, lane, capability) => {
                 let id = self.lanes[usize::from(partition)].insert(lane, capability);
                 self.fleet.match_lane(partition, id, &self.lanes[usize::from(partition)]);
@@ -231,12 +231,12 @@ impl Take {
     }
 
     /// Asks for jobs that are on their way, if it can be done at once.
-    fn ask_ahead(&mut self, partition: u16, lanes: Vec<Lane>, asked: &AtomicBool) {
+    fn ask_ahead(&mut self, partition: u16, lanes: &[Lane], asked: &AtomicBool) {
         if self.loading || self.pod.draining.is_cancelled() {
             return;
         }
         let known = &mut self.lanes[usize::from(partition)];
-        let (fleet, lanes) = (&self.fleet, known.ids(&lanes));
+        let (fleet, lanes) = (&self.fleet, known.ids(lanes));
         let ready: Vec<_> = lanes.into_iter().filter(|id| fleet.can_ask(partition, *id)).collect();
         if ready.is_empty() {
             return;

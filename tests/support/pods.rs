@@ -45,11 +45,13 @@ pub struct TestRunner {
 impl Installation {
     pub async fn new() -> Self {
         let instance = instance();
-        let mut config = Config::default();
-        config.redis_url = redis_url().parse().expect("a URL");
-        config.inbox_stream = format!("{instance}:inbox");
-        config.key_prefix = instance;
-        config.drain_timeout = Duration::from_secs(5);
+        let config = Config {
+            redis_url: redis_url().parse().expect("a URL"),
+            inbox_stream: format!("{instance}:inbox"),
+            key_prefix: instance,
+            drain_timeout: Duration::from_secs(5),
+            ..Config::default()
+        };
         let redis = Redis::connect(&RedisSettings::new(redis_url())).await.expect("connects");
         Self { redis, config }
     }
