@@ -229,7 +229,7 @@ async fn a_runner_that_never_reads_is_closed_and_its_jobs_go_elsewhere() {
     assert_eq!(got, (1..=30).collect::<Vec<_>>());
     let since = Instant::now();
     pod.end().await;
-    assert!(since.elapsed() < Duration::from_secs(9), "it does not hold up the drain: {:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(5), "it does not hold up the drain: {:?}", since.elapsed());
     drop(deaf);
 }
 

@@ -144,9 +144,11 @@ async fn a_change_of_a_runner_acts_at_once_on_what_is_queued_and_connected() {
     assert_eq!(job.job_id, 3);
     installation.publish("runner.deleted", json!({"id": 1})).await;
     assert_eq!(watched.end().await.expect_err("it is cut").code(), tonic::Code::Unauthenticated);
-    installation.until("it is given back", async || {
-        (installation.story_of(3).await == ["queued", "assigned", "requeued"]).then_some(())
-    }).await;
+    installation
+        .until("it is given back", async || {
+            (installation.story_of(3).await == ["queued", "assigned", "requeued"]).then_some(())
+        })
+        .await;
     let mut refused = Raw::greet(&pod.url, 1, raw::hello("s_2", 1)).await;
     assert_eq!(refused.next().await.expect_err("it is gone").code(), tonic::Code::Unauthenticated);
     pod.end().await;
@@ -213,8 +215,10 @@ async fn a_shuffled_and_repeated_inbox_ends_the_same() {
             _ => {}
         }
     }
-    let record = |id: u64| json!({"id": id, "token_sha256": hex::encode(<sha2::Sha256 as sha2::Digest>::digest(token(id))),
-        "type": "instance", "run_untagged": true});
+    let record = |id: u64| {
+        json!({"id": id, "token_sha256": hex::encode(<sha2::Sha256 as sha2::Digest>::digest(token(id))),
+        "type": "instance", "run_untagged": true})
+    };
     entries.extend((1..=20).map(|id| entry("runner.upserted", &record(id))));
     entries.push(entry("tenant.upserted", &json!({"tenant": "ns:1", "weight": 3})));
     entries.push(entry("project.upserted", &json!({"project_id": 1, "tenant": "ns:1"})));
@@ -230,11 +234,12 @@ async fn a_shuffled_and_repeated_inbox_ends_the_same() {
             (installation.runner([&a.url, &b.url][id as usize % 2], id, "s", 2, noting.clone()), noting)
         })
         .collect();
-    installation.until("all others ran", async || {
-        let ran: usize = runners.iter().map(|(_, noting)| noting.ran.lock().expect("no panic").len()).sum();
-        (ran == 200 && installation.counts().await["job.running"] == 200).then_some(())
-    })
-    .await;
+    installation
+        .until("all others ran", async || {
+            let ran: usize = runners.iter().map(|(_, noting)| noting.ran.lock().expect("no panic").len()).sum();
+            (ran == 200 && installation.counts().await["job.running"] == 200).then_some(())
+        })
+        .await;
     let mut ran = Vec::new();
     for (runner, noting) in runners {
         runner.stop().await;
@@ -340,12 +345,12 @@ async fn a_runner_that_does_not_hear_a_cancel_loses_the_job_when_its_grace_is_ov
     let assign = runner.assign().await;
     let lease = runner.accept(&assign).await;
     installation.publish("job.canceled", json!({"id": 1, "tenant": "ns:1"})).await;
-    let revoked = runner.until(|kind| matches!(&kind, Down::Revoked(revoked) if revoked.lease.as_ref() == Some(&lease)).then_some(()));
+    let revoked = runner
+        .until(|kind| matches!(&kind, Down::Revoked(revoked) if revoked.lease.as_ref() == Some(&lease)).then_some(()));
     tokio::time::timeout(LIMIT, revoked).await.expect("it is revoked");
     assert_eq!(installation.story_of(1).await, ["queued", "assigned", "running", "canceled"]);
     runner.say(raw::finished(&lease)).await;
-    let ack = runner.until(|kind| if let Down::FinishedAck(ack) = kind { Some(ack.clone()) } else { None }).await;
-    println!("late report recorded: {}", ack.recorded);
+    runner.until(|kind| matches!(kind, Down::FinishedAck(_)).then_some(())).await;
     assert_eq!(installation.story_of(1).await.len(), 4, "told once");
     pod.end().await;
 }

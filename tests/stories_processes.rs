@@ -25,11 +25,23 @@ impl PodProcess {
             command.env_remove(name);
         }
         let config = &installation.config;
-        command.args(["serve", "--grpc-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"]);
+        command.args([
+            "serve",
+            "--grpc-listen",
+            "127.0.0.1:0",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--log-format",
+            "json",
+        ]);
         command.args(["--redis-url", &redis_url(), "--key-prefix", config.key_prefix.as_str()]);
         command.args(["--inbox-stream", &config.inbox_stream, "--pod-id", name, "--drain-timeout", "5s"]);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
         let (tell, told) = std::sync::mpsc::channel();
         let outputs: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
@@ -75,7 +87,12 @@ impl Drop for PodProcess {
 }
 
 async fn lengths(redis: &Redis, installation: &Installation) -> u64 {
-    redis.command("XLEN", [(&installation.config.inbox_stream).into()]).await.expect("a reply").as_u64().expect("a length")
+    redis
+        .command("XLEN", [(&installation.config.inbox_stream).into()])
+        .await
+        .expect("a reply")
+        .as_u64()
+        .expect("a length")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,7 +119,8 @@ async fn a_rolling_deployment_delays_and_loses_nothing() {
     }
     a.drained();
     installation.until_events("job.finished", 2_000).await;
-    let mut ran: Vec<u64> = runners.iter().flat_map(|(_, noting)| noting.ran.lock().expect("no panic").clone()).collect();
+    let mut ran: Vec<u64> =
+        runners.iter().flat_map(|(_, noting)| noting.ran.lock().expect("no panic").clone()).collect();
     ran.sort_unstable();
     assert_eq!(ran, (1..=2_000).collect::<Vec<_>>(), "each ran once");
     let counts = installation.counts().await;
@@ -142,12 +160,13 @@ async fn a_killed_pods_jobs_go_to_others_within_five_seconds_and_running_ones_ru
         assert_eq!(other.assign().await.lease.expect("a lease").job_id, id, "they keep their places");
     }
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
-    installation.until("it has resumed", async || {
-        let key = format!("{{{}:0}}:pod:b:jobs", installation.config.key_prefix);
-        let held = installation.redis.command("HLEN", [key.into()]).await.ok()?.as_u64().ok()?;
-        (held == 5).then_some(())
-    })
-    .await;
+    installation
+        .until("it has resumed", async || {
+            let key = format!("{{{}:0}}:pod:b:jobs", installation.config.key_prefix);
+            let held = installation.redis.command("HLEN", [key.into()]).await.ok()?.as_u64().ok()?;
+            (held == 5).then_some(())
+        })
+        .await;
     gate.open.cancel();
     installation.until_events("job.finished", 3).await;
     let summary = running.stop().await;
@@ -180,10 +199,11 @@ async fn a_pod_that_was_frozen_for_longer_than_it_counts_as_dead_starts_nothing_
     installation.job(2, json!({})).await;
     let next = tokio::select! { assign = third.assign() => assign, assign = first.assign() => assign };
     assert_eq!(next.lease.expect("a lease").job_id, 2);
-    installation.until("both are known", async || {
-        let key = format!("{{{}:0}}:pods", installation.config.key_prefix);
-        let pods = installation.redis.command("ZCARD", [key.into()]).await.ok()?.as_u64().ok()?;
-        (pods == 2).then_some(())
-    })
-    .await;
+    installation
+        .until("both are known", async || {
+            let key = format!("{{{}:0}}:pods", installation.config.key_prefix);
+            let pods = installation.redis.command("ZCARD", [key.into()]).await.ok()?.as_u64().ok()?;
+            (pods == 2).then_some(())
+        })
+        .await;
 }

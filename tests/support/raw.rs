@@ -121,7 +121,8 @@ impl Raw {
     pub async fn accept(&mut self, assign: &proto::Assign) -> proto::Lease {
         let lease = assign.lease.clone().expect("a lease");
         self.say(accepted(&lease)).await;
-        self.until(|kind| matches!(&kind, Down::Start(start) if start.lease.as_ref() == Some(&lease)).then_some(())).await;
+        self.until(|kind| matches!(&kind, Down::Start(start) if start.lease.as_ref() == Some(&lease)).then_some(()))
+            .await;
         lease
     }
 
