@@ -31,6 +31,7 @@ for i = 1, #page[2], 2 do
     given_back = given_back + 1
   end
 end
+settle()
 if page[1] ~= '0' then return { page[1], given_back } end
 
 local mailbox = P .. 'mail:' .. dead

@@ -33,4 +33,5 @@ elseif job.state == 'running' then
   call('ZADD', DEADLINES, NOW + grace_ms, id)
   mail(job.pod, 'type', 'cancel', 'job', id, 'lease', job.lease_id, 'grace_ms', grace_ms, 'reason', reason)
 end
+settle()
 return OK

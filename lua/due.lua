@@ -18,6 +18,9 @@ local until_ms = string.format('%.0f', NOW + ARGV[1])
 local due = call('ZRANGEBYSCORE', DEADLINES, '-inf', until_ms, 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 for i = 1, #due, 2 do
   local job = load_job(due[i])
-  if job then watched[#watched + 1] = { job.id, job.lease_id, job.state, job.beat, NOW - due[i + 1] } end
+  if job then
+    local beat = call('HGET', job_key(job.id), 'beat') or ''
+    watched[#watched + 1] = { job.id, job.lease_id, job.state, beat, NOW - due[i + 1] }
+  end
 end
 return watched

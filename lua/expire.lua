@@ -23,14 +23,14 @@ local outcomes, mine = {}, {}
 local function expire(id, lease_id, beat)
   local job = load_job(id)
   if not job then return GONE end
-  if job.lease_id ~= lease_id or job.state == 'queued' or job.beat ~= beat then return STALE end
+  local f = call('HMGET', job_key(id), 'beat', 'starts', 'max_attempts', 'cancel_reason')
+  if job.lease_id ~= lease_id or job.state == 'queued' or (f[1] or '') ~= beat then return STALE end
   mail(job.pod, 'type', 'revoke', 'job', id, 'lease', lease_id, 'reason', 'expired')
   if job.state == 'canceling' then
-    local reason = call('HGET', job_key(id), 'cancel_reason') or '""'
-    close(job, 'canceled', 'canceled', ',"reason":' .. reason, ended_ttl_ms)
+    close(job, 'canceled', 'canceled', ',"reason":' .. (f[4] or '""'), ended_ttl_ms)
     return 'canceled'
   end
-  if job.state == 'assigned' or job.starts < tonumber(call('HGET', job_key(id), 'max_attempts')) then
+  if job.state == 'assigned' or tonumber(f[2] or 0) < tonumber(f[3] or 1) then
     requeue(job, job.state == 'assigned' and 'accept_timeout' or 'runner_lost', me, mine)
     return 'requeued'
   end
@@ -41,4 +41,5 @@ end
 for i = 3, #ARGV, 3 do
   outcomes[#outcomes + 1] = expire(unpack(ARGV, i, i + 2))
 end
+settle()
 return { outcomes, mine }

@@ -58,8 +58,8 @@ local function enqueue(id, name, tenant, fp, capability, queued_at_ms, max_attem
   end
   local entry_id = call('XADD', key, '*', 'id', id, 'at', queued_at_ms)
   call('SET', P .. 'order:' .. id, order)
-  call('HSET', job_key(id), 'state', 'queued', 'lease_id', '', 'attempt', 0, 'place', name .. ' ' .. entry_id,
-    'tenant', tenant, 'max_attempts', max_attempts, 'since_ms', NOW_TEXT)
+  call('HSET', job_key(id), 'state', 'queued', 'place', name .. ' ' .. entry_id, 'tenant', tenant)
+  if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
   if not indexed[name] then
     local _, project_id, priority = bucket_parts(name)
     if not call('ZSCORE', BUCKETS, bucket_member(fp, project_id, priority)) then index(name, tonumber(queued_at_ms)) end

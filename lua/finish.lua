@@ -47,4 +47,5 @@ end
 for i = 2, #ARGV, 5 do
   outcomes[#outcomes + 1] = finish(unpack(ARGV, i, i + 4))
 end
+settle()
 return outcomes

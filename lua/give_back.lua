@@ -45,4 +45,5 @@ for i = 4, #ARGV, 4 do
   end
   outcomes[#outcomes + 1] = outcome
 end
+settle()
 return { outcomes, mine }

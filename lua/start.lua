@@ -18,25 +18,30 @@
 
 local lease_ms = ARGV[1]
 local outcomes = {}
+local deadlines = {}
 
 for i = 2, #ARGV, 2 do
-  local job = load_job(ARGV[i])
+  local f = call('HMGET', job_key(ARGV[i]), 'state', 'lease_id', 'attempt', 'holder', 'starts')
+  local state = f[1]
   local by_rails = ARGV[i + 1] == ''
   local outcome
-  if not job then
+  if not state then
     outcome = GONE
-  elseif not by_rails and job.lease_id ~= ARGV[i + 1] or job.state == 'queued' then
+  elseif not by_rails and f[2] ~= ARGV[i + 1] or state == 'queued' then
     outcome = STALE
-  elseif job.state == 'canceling' then
+  elseif state == 'canceling' then
     outcome = REFUSED
   else
     outcome = OK
-    if job.state == 'assigned' then
-      call('HSET', job_key(job.id), 'state', 'running', 'beat', 0, 'starts', job.starts + 1, 'since_ms', NOW_TEXT)
-      call('ZADD', DEADLINES, NOW + lease_ms, job.id)
-      emit('running', job.id, job.attempt, holder_of(job))
+    if state == 'assigned' then
+      local id = ARGV[i]
+      call('HSET', job_key(id), 'state', 'running', 'beat', 0, 'starts', (f[5] or 0) + 1, 'since_ms', NOW_TEXT)
+      deadlines[#deadlines + 1] = NOW + lease_ms
+      deadlines[#deadlines + 1] = id
+      emit('running', id, f[3], f[4])
     end
   end
   outcomes[#outcomes + 1] = outcome
 end
+if deadlines[1] then call('ZADD', DEADLINES, unpack(deadlines)) end
 return outcomes

@@ -29,7 +29,17 @@ for i = first_slot, #ARGV, 3 do
 end
 
 local function answer(lease_id, id, lane, attempt)
-  return { lease_id, id, lane, attempt, call('GET', P .. 'order:' .. id) }
+  return { lease_id, id, lane, attempt }
+end
+
+-- The answer, with the orders of all jobs read in one go.
+local function with_orders(jobs, lanes)
+  local keys = {}
+  for i, job in ipairs(jobs) do keys[i] = P .. 'order:' .. job[2] end
+  if keys[1] then
+    for i, order in ipairs(call('MGET', unpack(keys))) do jobs[i][5] = order end
+  end
+  return { jobs, lanes }
 end
 
 -- The reply of an earlier call with these leases was lost: give it again.
@@ -48,21 +58,46 @@ local function repeated()
   return jobs[1] and jobs
 end
 
-local heads = {} -- per lane: its first member and score, or false
+-- Per lane: its first members in order, and whether these are all. As many as may be taken, and one.
+local heads = {}
+local ahead = math.min(#slots, STEPS) + 1
+
 local function look(lane)
-  local head = call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
-  heads[lane] = head[1] and { member = head[1], score = tonumber(head[2]) } or false
+  local flat = call('ZRANGE', lane_key(lane), 0, ahead - 1, 'WITHSCORES')
+  local list = { whole = #flat < 2 * ahead }
+  for i = 1, #flat, 2 do list[#list + 1] = { member = flat[i], score = tonumber(flat[i + 1]) } end
+  heads[lane] = list
+end
+
+local function before(a, b)
+  return a.score < b.score or a.score == b.score and a.member < b.member
+end
+
+-- The head tenant of an instance lane has another score now, or is out: puts it in its new place in the list, as long as the
+-- list tells where that is.
+local function look_again(lane, fp)
+  local list = heads[lane]
+  local tenant = table.remove(list, 1).member
+  local score = placed[fp .. ' ' .. tenant]
+  if score == nil then return look(lane) end -- another tenant was placed: the project has moved
+  local moved = { member = tenant, score = score }
+  if score and (list.whole or list[1] and before(moved, list[#list])) then
+    local at = #list + 1
+    while at > 1 and before(moved, list[at - 1]) do at = at - 1 end
+    table.insert(list, at, moved)
+  end
+  if not list[1] and not list.whole then look(lane) end
 end
 
 -- The bucket to take from in an instance lane, or nil when the index had to be mended first.
 local function next_of_tenants(lane, fp)
-  local tenant, score = heads[lane].member, heads[lane].score
+  local tenant, score = heads[lane][1].member, heads[lane][1].score
   local t = tenant_of(tenant)
   if tenant_capped(tenant) or tenant_score(t.running, t.weight, head_in(score)) ~= score then
     return place_tenant(fp, tenant)
   end
   local tenant_lane = lane_key(lane) .. ':' .. tenant
-  local first = call('ZRANGE', tenant_lane, 0, 0, 'WITHSCORES')
+  local first = firsts[fp .. ' ' .. tenant] or call('ZRANGE', tenant_lane, 0, 0, 'WITHSCORES')
   if not first[1] then return place_tenant(fp, tenant) end
   local id, priority = string.match(first[1], '^(%d+):(-?%d)$')
   local expected = bucket_score(tonumber(priority), project_running(tenant, id), head_in(tonumber(first[2])))
@@ -78,7 +113,7 @@ end
 
 -- The bucket to take from in a group or project lane, or nil when the index had to be mended first.
 local function next_of_buckets(lane, fp, scope)
-  local member = heads[lane].member
+  local member = heads[lane][1].member
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
   if not in_scope(id, scope) then
     call('ZREM', lane_key(lane), member)
@@ -88,8 +123,7 @@ local function next_of_buckets(lane, fp, scope)
 end
 
 -- Takes one job from a lane for a slot; nil when the lane's head was not what it seemed.
-local function take_from(lane, slot)
-  local scope, fp = string.match(lane, '^(.*):([^:]+)$')
+local function take_from(lane, scope, fp, slot)
   local name
   if scope == 'instance' then name = next_of_tenants(lane, fp) else name = next_of_buckets(lane, fp, scope) end
   if not name then return nil end
@@ -100,9 +134,10 @@ local function take_from(lane, slot)
     bucket_drop(name, entry_id)
     return reindex(name, next_head)
   end
-  local attempt = f[2] + 1
+  local attempt = (f[2] or 0) + 1
+  local held_by = holder(slot.lease_id, slot.runner_id, slot.system_id, me)
   call('HSET', job_key(id), 'state', 'assigned', 'lease_id', slot.lease_id, 'attempt', attempt,
-    'runner', slot.runner_id .. ' ' .. slot.system_id, 'pod', me, 'scope', scope, 'since_ms', NOW_TEXT)
+    'pod', me, 'scope', scope, 'holder', held_by, 'since_ms', NOW_TEXT)
   call('HSET', held, slot.lease_id, id)
   call('ZADD', DEADLINES, NOW + accept_ms, id)
   if scope == 'instance' then
@@ -111,13 +146,13 @@ local function take_from(lane, slot)
     if f[3] ~= tenant then call('HSET', job_key(id), 'tenant', tenant) end
     count(tenant, project_id, id)
   end
-  emit('assigned', id, attempt, holder(slot.lease_id, slot.runner_id, slot.system_id, me))
+  emit('assigned', id, attempt, held_by)
   reindex(name, next_head)
   return answer(slot.lease_id, id, lane, attempt)
 end
 
 local jobs = slots[1] and repeated()
-if jobs then return { jobs, {} } end
+if jobs then return with_orders(jobs, {}) end
 jobs = {}
 
 for i = first_slot - n_lanes, first_slot - 1 do look(ARGV[i]) end
@@ -125,26 +160,32 @@ for i = first_slot - n_lanes, first_slot - 1 do look(ARGV[i]) end
 -- Each step takes a job or mends the index once; the index is never far out.
 for _ = 1, #slots + STEPS do
   if #jobs == #slots then break end
-  local best
-  for lane, head in pairs(heads) do
-    if head and (not best or head.score < heads[best].score or head.score == heads[best].score and lane < best) then
-      best = lane
+  local best, first
+  for lane, list in pairs(heads) do
+    local head = list[1]
+    if head and (not best or head.score < first.score or head.score == first.score and lane < best) then
+      best, first = lane, head
     end
   end
   if not best then break end
-  jobs[#jobs + 1] = take_from(best, slots[#jobs + 1])
-  local fp = string.match(best, '[^:]+$')
+  local scope, fp = string.match(best, '^(.*):([^:]+)$')
+  placed[fp .. ' ' .. first.member] = nil
+  jobs[#jobs + 1] = take_from(best, scope, fp, slots[#jobs + 1])
   for lane in pairs(heads) do
-    if string.sub(lane, -#fp) == fp then look(lane) end
+    if lane == best and scope == 'instance' then
+      look_again(lane, fp)
+    elseif string.sub(lane, -#fp) == fp then
+      look(lane)
+    end
   end
 end
 
 local mine = {}
-for lane, head in pairs(heads) do
-  if #jobs < #slots and not head then
+for lane, list in pairs(heads) do
+  if #jobs < #slots and not list[1] then
     call('ZADD', P .. 'waiting:' .. lane, rank, me)
-  elseif head and (#jobs < #slots or wake_one(lane, me)) then
+  elseif list[1] and (#jobs < #slots or wake_one(lane, me)) then
     mine[#mine + 1] = lane
   end
 end
-return { jobs, mine }
+return with_orders(jobs, mine)

@@ -32,6 +32,7 @@ pub mod start;
 pub mod take;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -87,6 +88,9 @@ pub enum ToTake {
     BackOff(SessionId),
     /// This pod waited in these lanes of a partition, and now there is work.
     Wake(u16, Vec<Lane>),
+    /// Jobs are on their way into these lanes: a take sent now comes after them. If one is sent, it says so here, and needs
+    /// no wake.
+    Queueing(u16, Vec<Lane>, Arc<AtomicBool>),
     /// A lane of a partition was opened.
     LaneOpened(u16, Lane, Capability),
     /// Redis was away, or took the pod for dead: trust nothing known of waiting and of lanes.

@@ -2,9 +2,12 @@
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use job_router::redis::{PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
+use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 
 const GOOD: &str = r#"{"type":"job.pending","data":{"id":1,"project_id":7,"namespace_ids":[3],"payload":{"a":1}}}"#;
@@ -185,4 +188,63 @@ fn every_subcommand_teaches_with_an_example() {
         assert!(output.status.success(), "{args:?}");
         assert!(text(&output.stdout).contains("Example"), "{args:?}");
     }
+}
+
+#[test]
+fn each_benchmark_runs_every_job_once_and_ends_with_a_line_of_json() {
+    let cases: [(&[&str], &[&str]); 3] = [
+        (
+            &["latency", "--rate", "200", "--jobs", "60", "--warm-up", "20"],
+            &["/publish_to_runner_ms/p99", "/floor_ms/p50"],
+        ),
+        (&["throughput", "--jobs", "1000", "--slots", "20"], &["/jobs_per_s", "/redis_cpu_us_per_job"]),
+        (&["backlog", "--sizes", "200,400", "--takes", "100", "--rounds", "1"], &["/take_us/200", "/ratio"]),
+    ];
+    for (args, numbers) in cases {
+        let output = command(&[&["bench"], args, &["--json"]].concat()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let result: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+        for number in numbers {
+            assert!(result.pointer(number).and_then(|number| number.as_f64()).is_some_and(|n| n > 0.0), "{result}");
+        }
+        if args[0] != "backlog" {
+            assert_eq!((&result["lost"], &result["doubled"]), (&0.into(), &0.into()), "{result}");
+        }
+    }
+}
+
+#[test]
+fn neither_an_interrupted_nor_a_killed_benchmark_leaves_a_process_behind() {
+    for signal in [Signal::INT, Signal::KILL] {
+        let mut bench = command(&["bench", "throughput", "--jobs", "1000000", "--json"]).spawn().unwrap();
+        // Redis and its guard, a pod, two runners, the publisher.
+        let mut children = Vec::new();
+        wait_until("all of it runs", || {
+            children = children_of(bench.id());
+            children.len() >= 6
+        });
+        kill_process(Pid::from_child(&bench), signal).unwrap();
+        wait_until("the benchmark ends", || bench.try_wait().unwrap().is_some());
+        wait_until("its processes end", || !children.iter().any(|pid| is_alive(*pid)));
+    }
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let children = threads.flatten().flat_map(|thread| std::fs::read_to_string(thread.path().join("children")));
+    children.flat_map(|pids| pids.split_whitespace().flat_map(str::parse).collect::<Vec<u32>>()).collect()
+}
+
+/// Whether this process runs; one that nobody has waited for does not.
+fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
 }

@@ -36,9 +36,12 @@ local function entries_of(answer)
   return answer and answer[1] and answer[1][2] or {}
 end
 
+local any_returned -- whether some bucket may hold given-back jobs; looked up once per call
+
 -- The first given-back entries, at most `count`.
 local function returned(name, count)
-  if call('SISMEMBER', RETURNED, name) == 0 then return {} end
+  if any_returned == nil then any_returned = call('EXISTS', RETURNED) == 1 end
+  if not any_returned or call('SISMEMBER', RETURNED, name) == 0 then return {} end
   local entries = entries_of(call('XREADGROUP', 'GROUP', GROUP, 'returned', 'COUNT', count, 'STREAMS', bucket_key(name), '0'))
   if not entries[1] then call('SREM', RETURNED, name) end
   return entries
@@ -65,8 +68,6 @@ end
 
 -- Takes the first queued entry for a pod. Answers its id, its job and the next one's queue time or nil.
 local function bucket_pop(name, pod)
-  -- A lane may name a bucket that emptied while the lane's scope was not its project's.
-  if call('EXISTS', bucket_key(name)) == 0 then return nil end
   local given_back = returned(name, 2)
   if given_back[1] then
     local id = given_back[1][1]
@@ -74,7 +75,13 @@ local function bucket_pop(name, pod)
     local next_entry = given_back[2] or unread(name, last_read(name))
     return id, given_back[1][2][2], next_entry and tonumber(next_entry[2][4])
   end
-  local entry = entries_of(call('XREADGROUP', 'GROUP', GROUP, pod, 'COUNT', 1, 'STREAMS', bucket_key(name), '>'))[1]
+  local answer = redis.pcall('XREADGROUP', 'GROUP', GROUP, pod, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
+  if answer and answer.err then
+    -- A lane may name a bucket that emptied while the lane's scope was not its project's.
+    if string.find(answer.err, 'NOGROUP', 1, true) then return nil end
+    error(answer)
+  end
+  local entry = entries_of(answer)[1]
   if not entry then return nil end
   local next_entry = unread(name, entry[1])
   return entry[1], entry[2][2], next_entry and tonumber(next_entry[2][4])
@@ -84,6 +91,7 @@ end
 local function bucket_return(name, entry_id)
   call('XCLAIM', bucket_key(name), GROUP, 'returned', 0, entry_id, 'JUSTID')
   call('SADD', RETURNED, name)
+  any_returned = true
 end
 
 -- Forgets an entry for good, and the bucket with its last one.

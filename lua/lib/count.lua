@@ -32,18 +32,33 @@ local function lower_project(fp, tenant, id)
   end
 end
 
--- A job ended: its project's buckets and its tenant may go sooner now, or come back from a cap.
-local function uncount(tenant, id, job)
-  local removed = call('SREM', P .. 'running:' .. tenant, job)
-  call('SREM', P .. 'running:' .. tenant .. ':' .. id, job)
+local freed = {} -- tenant -> projects whose jobs ended, or went back, in this call
+
+-- These jobs of a project end, or go back.
+local function uncount(tenant, id, jobs)
+  local removed = call('SREM', P .. 'running:' .. tenant, unpack(jobs))
+  call('SREM', P .. 'running:' .. tenant .. ':' .. id, unpack(jobs))
   if removed == 0 then return end
   tenants[tenant] = nil -- what was read before is old now
-  local caps = project(id).max_running or tenant_of(tenant).max_running
-  if project(id).max_running then place_project(id) end
-  -- Of more lanes than STEPS a random part, so that none waits for ever.
-  for _, fp in ipairs(call('SRANDMEMBER', P .. 'tenant:' .. tenant .. ':lanes', STEPS)) do
-    lower_project(fp, tenant, id)
-    place_tenant(fp, tenant)
-    if caps and not tenant_capped(tenant) then uncapped(fp) end
+  freed[tenant] = freed[tenant] or {}
+  freed[tenant][id] = true
+end
+
+-- The buckets of those projects and their tenants may go sooner now, or come back from a cap. Once per call, at its end.
+local function place_freed()
+  for tenant, ids in pairs(freed) do
+    local caps = tenant_of(tenant).max_running
+    for id in pairs(ids) do
+      if project(id).max_running then
+        caps = true
+        place_project(id)
+      end
+    end
+    -- Of more lanes than STEPS a random part, so that none waits for ever.
+    for _, fp in ipairs(call('SRANDMEMBER', P .. 'tenant:' .. tenant .. ':lanes', STEPS)) do
+      for id in pairs(ids) do lower_project(fp, tenant, id) end
+      place_tenant(fp, tenant)
+      if caps and not tenant_capped(tenant) then uncapped(fp) end
+    end
   end
 end

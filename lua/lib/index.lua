@@ -16,11 +16,16 @@ local function lane_key(lane)
   return P .. 'lane:' .. lane
 end
 
+local firsts = {} -- 'fp tenant' -> the tenant's first bucket in that lane and its score, as last read
+local placed = {} -- 'fp tenant' -> the tenant's score in that lane as last written, or false
+
 -- Puts a tenant where it belongs in an instance lane, by its first bucket there; takes it out when it
 -- has none, or has as many running jobs as it may.
 local function place_tenant(fp, tenant)
   local lane = lane_key('instance:' .. fp)
   local first = call('ZRANGE', lane .. ':' .. tenant, 0, 0, 'WITHSCORES')
+  local which = fp .. ' ' .. tenant
+  firsts[which], placed[which] = first, false
   if not first[1] then
     call('ZREM', lane, tenant)
     call('SREM', P .. 'tenant:' .. tenant .. ':lanes', fp)
@@ -28,7 +33,8 @@ local function place_tenant(fp, tenant)
     call('ZREM', lane, tenant)
   else
     local t = tenant_of(tenant)
-    call('ZADD', lane, tenant_score(t.running, t.weight, head_in(tonumber(first[2]))), tenant)
+    placed[which] = tenant_score(t.running, t.weight, head_in(tonumber(first[2])))
+    call('ZADD', lane, placed[which], tenant)
   end
 end
 

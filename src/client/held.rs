@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     fn lease(job_id: u64) -> Lease {
-        Lease { job_id: JobId(job_id), lease_id: LeaseId::random() }
+        Lease { job_id: JobId(job_id), lease_id: LeaseId::random(0) }
     }
 
     fn running() -> Stage {

@@ -7,7 +7,7 @@ use crate::proto::{self, Cancel, Drain, FinishedAck, Resumed, Revoked, Start};
 const START: BootTime = BootTime(1_000_000);
 
 fn lease(job_id: u64) -> Lease {
-    Lease { job_id: JobId(job_id), lease_id: LeaseId::random() }
+    Lease { job_id: JobId(job_id), lease_id: LeaseId::random(0) }
 }
 
 fn on_wire(job: &Lease) -> Option<proto::Lease> {

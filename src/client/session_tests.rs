@@ -145,7 +145,7 @@ impl Peer {
 
     /// Pushes a job up to its Accepted.
     async fn assign(&mut self, job_id: u64) -> Lease {
-        let lease = Lease { job_id: JobId(job_id), lease_id: LeaseId::random() };
+        let lease = Lease { job_id: JobId(job_id), lease_id: LeaseId::random(0) };
         let assign = Assign { lease: on_wire(&lease), payload: "{}".into(), timeout_ms: 60_000, ..Assign::default() };
         self.send(Down::Assign(assign)).await;
         let answer = self.next().await;

@@ -10,6 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{self, RedisArgs};
 use super::{Usage, output, serve};
 
+/// How long a runner may keep the pod from ending: there is no other pod to go to.
+const DRAIN_MAX: &str = "2s";
+
 /// Run a private Redis and one pod, until Ctrl-C
 ///
 /// Needs redis-server on this machine. Redis keeps its data in a temporary directory, which goes with it.
@@ -39,7 +42,8 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let redis = tokio::task::spawn_blocking(move || PrivateRedis::start(&options)).await??;
     let redis_url = redis.tcp_url().expect("it was asked to listen on TCP");
     let flags = RedisArgs { redis_url: Some(redis_url.clone()), ..RedisArgs::default() };
-    let config = connection::config_of(&flags.flags(), [])?;
+    let drain = format!("--drain-timeout={DRAIN_MAX}");
+    let config = connection::config_of(&[flags.flags(), vec![drain]].concat(), [])?;
     let grpc = serve::bind(&args.grpc, "--grpc").await?;
     let admin = serve::bind(&args.admin, "--admin").await?;
     output::line(&next_steps(&redis_url, grpc.local_addr()?, admin.local_addr()?))?;

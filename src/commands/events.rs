@@ -134,7 +134,7 @@ fn as_text(entry: &Entry) -> String {
         Ok(event) => event,
         Err(rejection) => return format!("{} not understood: {}: {}", entry.id, rejection.field, rejection.reason),
     };
-    let mut text = format!("{}  {:<16}", output::time(event.at_ms), event.event_type);
+    let mut text = format!("{}  {:<16}", output::time(event.at_ms), event.event_type.as_str());
     let mut push = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             text += &format!(" {name}={}", output::safe(&value, 80));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use job_router::clock;
+use job_router::job::Tenant;
 use job_router::redis::{Redis, Reply};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -83,6 +84,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 async fn find(redis: &Redis, partition: u16, prefix: &str, id: u64) -> anyhow::Result<Option<Found>> {
     let mut record = hash(redis.command("HGETALL", [format!("{prefix}job:{id}").into()]).await?)?;
     if let Some(state) = record.remove("state") {
+        // As Rails knows it, not as it stands in keys.
+        if let Some(tenant) = record.get_mut("tenant") {
+            *tenant = Tenant::from_key(tenant)?.name().to_owned();
+        }
         let order =
             redis.command("GETRANGE", [format!("{prefix}order:{id}").into(), 0_i64.into(), ORDER_HEAD_MAX.into()]);
         let order = order.await?.into_bytes()?;
@@ -109,6 +114,13 @@ pub(super) fn hash(reply: Reply) -> anyhow::Result<BTreeMap<String, String>> {
     flat.chunks_exact(2).map(pair).collect::<Result<_, _>>().context("a hash of another version")
 }
 
+/// Who holds a job.
+#[derive(serde::Deserialize)]
+struct Holder {
+    runner_id: u64,
+    system_id: String,
+}
+
 fn show(found: &Found) -> anyhow::Result<()> {
     let mut table = output::table(&["job", &found.id.to_string()]);
     let field =
@@ -126,7 +138,10 @@ fn show(found: &Found) -> anyhow::Result<()> {
     }
     // A queued job keeps the words of its last holder; they are of no use to people.
     let held = found.state != "queued" && found.outcome.is_none();
-    if let Some((runner_id, system_id)) = field("runner").filter(|_| held).and_then(|runner| runner.split_once(' ')) {
+    // JSON members, each with a comma before it.
+    let holder = field("holder").filter(|_| held).and_then(|members| members.strip_prefix(','));
+    let holder = holder.and_then(|members| serde_json::from_str::<Holder>(&format!("{{{members}}}")).ok());
+    if let Some(Holder { runner_id, system_id }) = holder {
         table.add_row(["runner", &format!("{runner_id} ({system_id})")]);
     }
     let held_fields = ["pod", "scope", "beat"].map(|name| (name, field(name).filter(|_| held)));

@@ -30,6 +30,8 @@ use super::runner_add::{self, RunnerArgs};
 pub(super) const LISTENING: &str = "pod listening";
 /// What a pod logs here: that, and what is wrong. A line for each job would be a cost of its own.
 const POD_LOG: &str = "warn,job_router::commands=info";
+/// How long a pod may drain: at the end of a run its runners are gone, or past help.
+const POD_DRAIN_MAX: &str = "2s";
 /// How long a pod may take to be ready, on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// How often to look whether it is.
@@ -137,6 +139,7 @@ impl Rig {
         args.extend(self.args.flags());
         args.extend(["--grpc-listen=127.0.0.1:0".to_owned(), "--admin-listen=127.0.0.1:0".to_owned()]);
         args.extend([format!("--pod-id=pod-{number}"), "--log-format=json".to_owned(), format!("--log={POD_LOG}")]);
+        args.push(format!("--drain-timeout={POD_DRAIN_MAX}"));
         Pod::start(format!("pod-{number}"), &args).await
     }
 

@@ -6,6 +6,11 @@
 //! An entry is acknowledged only after all of it is applied, and applying is idempotent: a pod that dies between is one that
 //! reads again. Nothing a message holds may stop the messages around it.
 
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -20,6 +25,7 @@ use crate::contract::{self, EventType, Limits, Message, Rejection};
 use crate::job::{JobId, PendingJob, ProjectId, Tenant};
 use crate::redis::scripts::Outcome;
 use crate::redis::{Arg, Entry, ReadFrom, Reader, RedisError, Report};
+use crate::runner::{Lane, Scope};
 use crate::telemetry::labels::{InboxType, Rejected};
 use crate::telemetry::metrics;
 
@@ -30,6 +36,9 @@ const CLAIM_EVERY: Duration = Duration::from_secs(2);
 /// An entry pending for so long belongs to a dead pod; a live one that is slower only sees it applied twice, which changes
 /// nothing.
 const CLAIM_AFTER: Duration = Duration::from_secs(10);
+
+/// The most jobs of a call that are announced to the take stage.
+const ANNOUNCED_MAX: usize = 8;
 
 /// Reads the inbox until the pod drains.
 pub async fn run(pod: Pod, mut reader: Reader, take: mpsc::Sender<ToTake>) {
@@ -158,7 +167,18 @@ impl FanOut {
     /// one holds up no other.
     async fn queue(&self, number: u16, jobs: &[(String, PendingJob)]) -> Result<(), Undone> {
         let partition = &self.pod.partitions[usize::from(number)];
-        let done = self.pod.until_done("fan_out", || partition.fan_out(&self.pod.name, jobs)).await;
+        let asked = Arc::new(AtomicBool::new(false));
+        let call = || async {
+            let mut call = pin!(partition.fan_out(&self.pod.name, jobs));
+            // Polled once, the call is on its way: a take that is sent now reaches Redis right behind it, and saves a job that
+            // finds a free runner a round trip. Calls on one client keep their order.
+            if let Poll::Ready(done) = futures::poll!(&mut call) {
+                return done;
+            }
+            self.announce(number, jobs, &asked);
+            call.await
+        };
+        let done = self.pod.until_done("fan_out", call).await;
         let done = match done {
             Ok(done) => done,
             Err(Undone::Stopped) => return Err(Undone::Stopped),
@@ -176,14 +196,30 @@ impl FanOut {
         let queued = done.outcomes.iter().filter(|outcome| **outcome == Outcome::Ok).count();
         metrics().jobs_queued_total.increment(queued as u64);
         debug!(jobs = jobs.len(), queued, partition = number, "jobs queued");
-        self.wake(number, done.wakes).await;
+        if !asked.load(Ordering::Acquire) {
+            self.wake(number, done.wakes).await;
+        }
         for project in done.changed {
             self.reindex(number, project).await?;
         }
         Ok(())
     }
 
-    async fn wake(&self, number: u16, lanes: Vec<crate::runner::Lane>) {
+    /// Tells the take stage of jobs on their way, if they are few: with many, there is work enough already.
+    fn announce(&self, number: u16, jobs: &[(String, PendingJob)], asked: &Arc<AtomicBool>) {
+        if jobs.len() > ANNOUNCED_MAX {
+            return;
+        }
+        let lanes = jobs.iter().flat_map(|(_, job)| {
+            let fingerprint = job.capability.fingerprint();
+            Scope::of_project(&job.project).map(move |scope| Lane { scope, fingerprint })
+        });
+        let lanes = lanes.collect::<BTreeSet<_>>().into_iter().collect();
+        // A stage that is busy needs no hint.
+        let _ = self.take.try_send(ToTake::Queueing(number, lanes, asked.clone()));
+    }
+
+    async fn wake(&self, number: u16, lanes: Vec<Lane>) {
         if !lanes.is_empty() {
             let _ = self.take.send(ToTake::Wake(number, lanes)).await;
         }

@@ -14,6 +14,7 @@
 mod fleet;
 mod lanes;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -37,6 +38,8 @@ use lanes::Lanes;
 
 /// The most lanes one take asks. A class that matches more asks them in turn; those found empty drop out.
 const LANES_MAX: usize = 32;
+/// How long a class waits after a take that failed for good.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How often to count the free slots and look whether scopes are to be spoken for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The most slots one take offers.
@@ -133,6 +136,7 @@ impl Take {
                 self.fleet.back_off(session, until);
             }
             ToTake::Wake(partition, woken) => self.lanes[usize::from(partition)].wake(woken),
+            ToTake::Queueing(partition, lanes, asked) => self.ask_ahead(partition, lanes, &asked),
             ToTake::LaneOpened(partition, lane, capability) => {
                 let id = self.lanes[usize::from(partition)].insert(lane, capability);
                 self.fleet.match_lane(partition, id, &self.lanes[usize::from(partition)]);
@@ -226,6 +230,27 @@ impl Take {
         }
     }
 
+    /// Asks for jobs that are on their way, if it can be done at once.
+    fn ask_ahead(&mut self, partition: u16, lanes: Vec<Lane>, asked: &AtomicBool) {
+        if self.loading || self.pod.draining.is_cancelled() {
+            return;
+        }
+        let known = &mut self.lanes[usize::from(partition)];
+        let (fleet, lanes) = (&self.fleet, known.ids(&lanes));
+        let ready: Vec<_> = lanes.into_iter().filter(|id| fleet.can_ask(partition, *id)).collect();
+        if ready.is_empty() {
+            return;
+        }
+        known.expect_work(&ready);
+        while let Some(next) = self.next_ask(partition) {
+            self.ask(next);
+        }
+        // Lanes that no take has answered for keep their wake.
+        if !self.lanes[usize::from(partition)].any_woken(&ready) {
+            asked.store(true, Ordering::Release);
+        }
+    }
+
     /// A class with free slots and a lane that may have work for them.
     fn next_ask(&mut self, partition: u16) -> Option<Asked> {
         let known = &mut self.lanes[usize::from(partition)];
@@ -246,6 +271,9 @@ impl Take {
             let accept_timeout = pod.config.accept_timeout;
             let call = || partition.take(&pod.name, accept_timeout, 0, &asked.lanes, &offers);
             let answer = pod.until_done("take", call).await;
+            if matches!(answer, Err(Undone::Failed(_))) {
+                tokio::time::sleep(AFTER_FAILURE).await; // a bug; not to be met in a tight loop
+            }
             (asked, answer)
         }));
     }

@@ -10,11 +10,11 @@ use job_router::runner::{Lane, Scope};
 use super::reference::{Bucket, Reference};
 use crate::support::{World, text};
 
-/// One flat list per key: its name, its type, its content. Of the events only those after ARGV[2]; of buckets also
+/// One flat list per key: its name, its type, its content. Only keys that begin with ARGV[3]; of the events only those after ARGV[2]; of buckets also
 /// who has which entry and the last one read.
 const DUMP: &str = r"
 local all = {}
-for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do
+for _, key in ipairs(redis.call('KEYS', ARGV[1] .. ARGV[3] .. '*')) do
   local kind = redis.call('TYPE', key).ok
   local value
   if kind == 'string' then value = { redis.call('GET', key), '' }
@@ -53,7 +53,16 @@ pub struct Dump {
 
 impl Dump {
     pub async fn read(world: &World, last_event: &str) -> Self {
-        let reply = world.command("EVAL", &[DUMP, "0", &world.prefix, last_event]).await;
+        Self::read_keys(world, last_event, "").await
+    }
+
+    /// Only the instance lanes.
+    pub async fn read_lanes(world: &World) -> Self {
+        Self::read_keys(world, "0", "lane:instance:").await
+    }
+
+    async fn read_keys(world: &World, last_event: &str, begin: &str) -> Self {
+        let reply = world.command("EVAL", &[DUMP, "0", &world.prefix, last_event, begin]).await;
         let mut keys = BTreeMap::new();
         for key in reply.into_array().expect("keys") {
             let [name, kind, value] = key.into_tuple().expect("name, type, value");
@@ -110,8 +119,12 @@ impl Dump {
             let key = format!("job:{id}");
             let field = |field| self.field(&key, field);
             assert_eq!(field("state"), job.state.word(), "{key}");
-            assert_eq!(field("lease_id"), Some(&*job.lease.map(|id| id.to_string()).unwrap_or_default()), "{key}");
-            assert_eq!(field("attempt"), Some(&*job.attempt.to_string()), "{key}");
+            assert_eq!(
+                field("lease_id").unwrap_or_default(),
+                job.lease.map(|id| id.to_string()).unwrap_or_default(),
+                "{key}"
+            );
+            assert_eq!(field("attempt").unwrap_or("0"), job.attempt.to_string(), "{key}");
             assert_eq!(field("beat").unwrap_or_default(), job.beat_text(), "{key}");
             assert_eq!(field("starts").unwrap_or("0"), job.starts.to_string(), "{key}");
             assert_eq!(field("failed_deliveries").unwrap_or("0"), job.failures.to_string(), "{key}");

@@ -69,6 +69,7 @@ pub struct Reference {
 
 /// What take ought to choose.
 #[derive(Debug, Clone)]
+#[allow(dead_code, reason = "all of it is shown when a choice is wrong")]
 pub struct Choice {
     pub lane: Lane,
     /// In an instance lane: whose bucket, and its share.

@@ -14,8 +14,11 @@ use job_router::redis::{Arg, Keys, Offer, Partition, PrivateRedis, PrivateRedisO
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, TagSet};
 
-/// The private Redis of this test binary.
+/// The private Redis of this test binary; or another server, by `TEST_REDIS_URL`.
 pub fn redis_url() -> String {
+    if let Ok(url) = std::env::var("TEST_REDIS_URL") {
+        return url;
+    }
     static REDIS: OnceLock<PrivateRedis> = OnceLock::new();
     REDIS.get_or_init(|| PrivateRedis::start(&PrivateRedisOptions::default()).expect("redis-server starts")).url()
 }

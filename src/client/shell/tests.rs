@@ -28,7 +28,7 @@ impl Bench {
 
     fn context(&self, payload: &Value) -> JobContext {
         let assignment = Assignment {
-            lease: Lease { job_id: JobId(42), lease_id: LeaseId::random() },
+            lease: Lease { job_id: JobId(42), lease_id: LeaseId::random(0) },
             payload: payload.to_string().into(),
             attempt: 1,
             traceparent: String::new(),

@@ -26,10 +26,11 @@ const STILL_MAX: Duration = Duration::from_secs(15);
 
 /// Pods and connected runners on a Redis.
 pub(super) struct Fleet {
-    pub(super) rig: Rig,
-    pub(super) pods: Vec<Pod>,
     runners: Vec<Runner>,
+    pub(super) pods: Vec<Pod>,
     ledger: Ledger,
+    // Last, so that no pod complains about a Redis that ended before it.
+    pub(super) rig: Rig,
 }
 
 struct Runner {
@@ -88,7 +89,7 @@ impl Fleet {
         timeout(CONNECT_MAX, probe(&rig, &mut ledger, size.runners))
             .await
             .context("not every runner ran a job: see the pod's complaints")??;
-        Ok(Self { rig, pods, runners, ledger })
+        Ok(Self { runners, pods, ledger, rig })
     }
 
     /// Publishes the jobs and waits until all have ended, or nothing moves any more.

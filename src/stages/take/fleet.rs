@@ -285,6 +285,14 @@ impl Fleet {
         matching.into_iter().any(|class| class.asking[number] > 0 || !class.free.is_empty())
     }
 
+    /// Whether a take of this lane with a free slot could be sent now.
+    pub(super) fn can_ask(&self, partition: u16, lane: LaneId) -> bool {
+        let number = usize::from(partition);
+        self.classes
+            .iter()
+            .any(|class| class.asking[number] == 0 && !class.free.is_empty() && class.lanes[number].contains(&lane))
+    }
+
     /// Whether the session is there and its runner may take such a job, as the record is now.
     pub(super) fn may_take(&self, session: SessionId, scope: Scope, capability: &Capability) -> bool {
         let member = self.sessions.get(&session);

@@ -73,6 +73,21 @@ impl Lanes {
         }
     }
 
+    /// The numbers of those of these lanes that are known.
+    pub(super) fn ids(&self, lanes: &[Lane]) -> Vec<LaneId> {
+        lanes.iter().filter_map(|lane| self.ids.get(lane).copied()).collect()
+    }
+
+    /// There is about to be work in these lanes.
+    pub(super) fn expect_work(&mut self, ids: &[LaneId]) {
+        self.wake(ids.iter().map(|id| self.lanes[*id].lane).collect());
+    }
+
+    /// Whether one of these lanes has a wake that no take has answered yet.
+    pub(super) fn any_woken(&self, ids: &[LaneId]) -> bool {
+        ids.iter().any(|id| self.lanes[*id].woken)
+    }
+
     /// Whether a take of this lane may bring something that no other take is about to.
     pub(super) fn may_have_work(&self, id: LaneId) -> bool {
         !self.lanes[id].waiting
