@@ -179,8 +179,16 @@ async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
     let knock = Knock { session: id, token_sha256, hello, outbox: outbox.clone(), answer };
     let away = || Status::unavailable("the pod is stopping; reconnect to another");
     // Built before the answer, so that its end is told even if the caller goes while it is let in.
-    let session =
-        Session { id, inbound, outgoing, _outbox: outbox, doors: doors.clone(), why: SessionClosed::Lost, slot, slots_max };
+    let session = Session {
+        id,
+        inbound,
+        outgoing,
+        _outbox: outbox,
+        doors: doors.clone(),
+        why: SessionClosed::Lost,
+        slot,
+        slots_max,
+    };
     doors.knocks.send(knock).await.map_err(|_| away())?;
     let welcome = answered.await.map_err(|_| away())??;
     session.slot.admitted();
