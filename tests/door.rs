@@ -151,7 +151,7 @@ async fn leases_of_other_runners_move_nothing() {
         thief.say(raw::finished(&wrong)).await;
         let ack = thief.until(|kind| if let Down::FinishedAck(ack) = kind { Some(ack.clone()) } else { None }).await;
         assert!(!ack.recorded);
-        thief.say(raw::beat(10 + number as u64, &[wrong.clone()])).await;
+        thief.say(raw::beat(10 + number as u64, std::slice::from_ref(&wrong))).await;
         let ack = thief.until(|kind| if let Down::BeatAck(ack) = kind { Some(ack.clone()) } else { None }).await;
         assert_eq!(ack.gone, [wrong]);
     }
@@ -229,7 +229,7 @@ async fn a_runner_that_never_reads_is_closed_and_its_jobs_go_elsewhere() {
     assert_eq!(got, (1..=30).collect::<Vec<_>>());
     let since = Instant::now();
     pod.end().await;
-    assert!(since.elapsed() < Duration::from_secs(9), "it does not hold up the drain: {:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(5), "it does not hold up the drain: {:?}", since.elapsed());
     drop(deaf);
 }
 

@@ -173,7 +173,8 @@ async fn a_real_runner_whose_connections_are_cut_all_the_time_ends_every_job_onc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_drains_and_another_comes_and_no_job_is_late_or_lost() {
-    let installation = Installation::new().await;
+    let mut installation = Installation::new().await;
+    installation.config.drain_timeout = Duration::from_secs(15);
     let (a, b) = (installation.pod("a").await, installation.pod("b").await);
     let balancer = Balancer::new(&[&a.url, &b.url]).await;
     installation.register(1, json!({})).await;
@@ -270,6 +271,60 @@ async fn what_two_pods_share_is_pushed_wherever_a_slot_is_free() {
         assert!(since.elapsed() < Duration::from_millis(500), "job {id}: {:?}", since.elapsed());
     }
     assert_eq!(seen.0 + seen.1, 200);
+    a.stop().await;
+    b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beat_beside_an_acceptance_does_not_tell_the_runner_that_the_job_is_gone() {
+    let installation = Installation::new().await;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let one = async |n: u64| {
+        let (mut runner, _) = Raw::open(&pod.url, 1, raw::hello(&format!("s_{n}"), 1)).await;
+        for round in 1..=100 {
+            let lease = runner.assign().await.lease.expect("a lease");
+            runner.say(raw::accepted(&lease)).await;
+            runner.say(raw::beat(round, std::slice::from_ref(&lease))).await;
+            runner.until(|kind| matches!(kind, Down::Start(_)).then_some(())).await;
+            let ack = runner.until(|kind| if let Down::BeatAck(ack) = kind { Some(ack.clone()) } else { None }).await;
+            assert!(ack.gone.is_empty(), "runner {n}, round {round}");
+            runner.say(raw::finished(&lease)).await;
+            runner.say(raw::slots(1, round)).await;
+        }
+    };
+    for id in 1..=900 {
+        installation.job(id, json!({})).await;
+    }
+    futures::future::join_all((1..=8).map(one)).await;
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_accepted_on_a_session_that_is_cut_is_resumed_or_goes_to_another_at_once() {
+    let installation = Installation::new().await;
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    installation.register(1, json!({})).await;
+    for id in 1..=100 {
+        installation.job(id, json!({})).await;
+        let (mut first, _) = Raw::open(&a.url, 1, raw::hello("s_1", 1)).await;
+        let lease = first.assign().await.lease.expect("a lease");
+        first.say(raw::accepted(&lease)).await;
+        // Its connection on the new pod overtakes its acceptance on the old one, or not.
+        let (mut again, welcome) = Raw::open(&b.url, 1, resuming("s_1", &[&lease])).await;
+        drop(first);
+        let lease = match resumed(&welcome).pop() {
+            Some(lease) => lease,
+            None => {
+                again.say(raw::slots(1, 0)).await;
+                let assign = again.assign().await;
+                again.accept(&assign).await
+            }
+        };
+        assert_eq!(lease.job_id, id);
+        again.say(raw::finished(&lease)).await;
+        again.until(|kind| matches!(kind, Down::FinishedAck(ack) if ack.recorded).then_some(())).await;
+    }
     a.stop().await;
     b.end().await;
 }

@@ -220,7 +220,10 @@ fn imports_point_down_the_layers_and_stages_never_meet() {
         }
         if let ["stages", stage, ..] = below[..] {
             for other in rust.split("stages::").skip(1).chain(rust.split("super::super::").skip(1)) {
-                assert!(other.starts_with(stage), "{path} uses another stage: {}", other.lines().next().unwrap_or(""));
+                // What all stages share has a capital letter, or stands in `stages.rs` itself.
+                let shared = other.starts_with(|first: char| first.is_ascii_uppercase());
+                let line = other.lines().next().unwrap_or("");
+                assert!(shared || other.starts_with(stage), "{path} uses another stage: {line}");
             }
         }
         if WORDS.contains(&layer) {

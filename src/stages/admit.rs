@@ -16,9 +16,10 @@ use super::{BATCH, Opened, Pod, ToTake, by_partition};
 use crate::grpc::{Closed, Knock};
 use crate::job::Lease;
 use crate::proto;
-use crate::redis::{RedisError, Renewed};
+use crate::redis::scripts::Outcome;
+use crate::redis::{RedisError, Renewed, Return};
 use crate::runner::RunnerRecord;
-use crate::telemetry::labels::SessionClosed;
+use crate::telemetry::labels::{GaveBack, Label, SessionClosed};
 use crate::telemetry::metrics;
 
 /// How many runners are let in at a time: enough to keep Redis busy when a fleet reconnects, not to flood it.
@@ -51,7 +52,7 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
     }
     let found = find(pod, &token_sha256).await;
     let admitted = match found {
-        Ok(Some(record)) => resume(pod, &hello.running).await.map(|resumed| (record, resumed)),
+        Ok(Some(record)) => resume(pod, &hello.running, take).await.map(|resumed| (record, resumed)),
         Ok(None) => {
             debug!(system_id = %hello.system_id, "runner refused");
             let _ = answer.send(Err(Status::unauthenticated("no runner has this token")));
@@ -124,19 +125,61 @@ impl ResumedJob {
 }
 
 /// Renews the leases the runner says it holds; answers those that are its own.
-async fn resume(pod: &Pod, leases: &[Lease]) -> Result<Vec<ResumedJob>, RedisError> {
+///
+/// A job that it accepted on a session that is gone, and whose start is still on its way, perhaps on another pod, is given
+/// back: the runner drops it now, and a start recorded after that would be of a job that nobody runs.
+async fn resume(pod: &Pod, leases: &[Lease], take: &mpsc::Sender<ToTake>) -> Result<Vec<ResumedJob>, RedisError> {
     let mut resumed = Vec::new();
     let (groups, _) = by_partition(pod, leases.to_vec(), |lease| *lease);
-    for (partition, leases) in groups {
+    for (number, leases) in groups {
         for batch in leases.chunks(BATCH) {
-            let partition = &pod.partitions[usize::from(partition)];
-            let renewed = partition.renew(&pod.name, pod.config.lease, batch).await?;
-            resumed.extend(batch.iter().zip(renewed).filter_map(|(lease, renewed)| match renewed {
-                Renewed::Running => Some(ResumedJob { lease: *lease, canceling: None }),
-                Renewed::Canceling { grace, .. } => Some(ResumedJob { lease: *lease, canceling: Some(grace) }),
-                Renewed::NotYours => None,
-            }));
+            let not_yours = renew(pod, number, batch, &mut resumed).await?;
+            if not_yours.is_empty() {
+                continue;
+            }
+            let started = give_back(pod, number, &not_yours, take).await?;
+            renew(pod, number, &started, &mut resumed).await?;
         }
     }
     Ok(resumed)
+}
+
+/// Adds those that are the runner's to `resumed`; answers the others.
+async fn renew(
+    pod: &Pod,
+    number: u16,
+    leases: &[Lease],
+    resumed: &mut Vec<ResumedJob>,
+) -> Result<Vec<Lease>, RedisError> {
+    let partition = &pod.partitions[usize::from(number)];
+    let renewed = partition.renew(&pod.name, pod.config.lease, leases).await?;
+    let mut not_yours = Vec::new();
+    for (lease, renewed) in leases.iter().zip(renewed) {
+        match renewed {
+            Renewed::Running => resumed.push(ResumedJob { lease: *lease, canceling: None }),
+            Renewed::Canceling { grace, .. } => resumed.push(ResumedJob { lease: *lease, canceling: Some(grace) }),
+            Renewed::NotYours => not_yours.push(*lease),
+        }
+    }
+    Ok(not_yours)
+}
+
+/// Answers those that started meanwhile.
+async fn give_back(
+    pod: &Pod,
+    number: u16,
+    leases: &[Lease],
+    take: &mpsc::Sender<ToTake>,
+) -> Result<Vec<Lease>, RedisError> {
+    let (partition, config) = (&pod.partitions[usize::from(number)], &pod.config);
+    let reason = GaveBack::SessionClosed.as_str();
+    let returns: Vec<Return> =
+        leases.iter().map(|lease| Return { lease: *lease, reason, failed_delivery: true }).collect();
+    let given = partition.give_back(&pod.name, config.give_back_limit, config.ended_ttl, &returns).await?;
+    let (outcomes, wakes) = given;
+    if !wakes.is_empty() {
+        let _ = take.send(ToTake::Wake(number, wakes)).await;
+    }
+    let started = leases.iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::Refused);
+    Ok(started.map(|(lease, _)| *lease).collect())
 }

@@ -47,13 +47,15 @@ async fn renew(pod: &Pod, beats: impl Iterator<Item = Spoken<Beat>>) -> Result<(
         let partition = &pod.partitions[usize::from(partition)];
         for leases in leases.chunks(BATCH) {
             let only: Vec<Lease> = leases.iter().map(|(_, lease)| *lease).collect();
+            // Looked up before the call: a start that is recorded after the renewal may be known here before its answer is.
+            let starting: Vec<bool> = only.iter().map(|lease| pod.held.is_starting(lease.lease_id)).collect();
             let renewed = pod.until_done("renew", || partition.renew(&pod.name, pod.config.lease, &only)).await?;
-            for ((beat, lease), renewed) in leases.iter().zip(renewed) {
+            for (((beat, lease), renewed), starting) in leases.iter().zip(renewed).zip(starting) {
                 match renewed {
                     Renewed::Running => {}
                     Renewed::Canceling { grace, reason } => cancel(pod, *lease, grace, reason),
                     // Accepted and not yet recorded as started is not gone: the start stage will say.
-                    Renewed::NotYours if pod.held.is_starting(lease.lease_id) => {}
+                    Renewed::NotYours if starting => {}
                     Renewed::NotYours => {
                         pod.held.remove(lease.lease_id);
                         answering[*beat].gone.push(*lease);

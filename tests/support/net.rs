@@ -52,6 +52,7 @@ async fn accept(listener: TcpListener, backends: Arc<Mutex<Vec<String>>>, links:
         };
         let link = tokio::spawn(async move {
             if let Ok(mut far) = TcpStream::connect(backend).await {
+                let _ = (near.set_nodelay(true), far.set_nodelay(true));
                 let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
             }
         });

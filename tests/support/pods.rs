@@ -49,7 +49,7 @@ impl Installation {
             redis_url: redis_url().parse().expect("a URL"),
             inbox_stream: format!("{instance}:inbox"),
             key_prefix: instance,
-            drain_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(1), // raw runners stay until they are cut
             ..Config::default()
         };
         let redis = Redis::connect(&RedisSettings::new(redis_url())).await.expect("connects");
@@ -168,6 +168,24 @@ impl Installation {
         self.until(kind, async || (self.counts().await.get(kind).copied().unwrap_or(0) >= n).then_some(())).await;
     }
 
+    /// What happened to jobs that have not ended, for the message of a failure.
+    async fn unended(&self) -> String {
+        let mut jobs: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
+        for event in self.events().await {
+            jobs.entry(event.id.map_or(0, |id| id.0)).or_default().push(event);
+        }
+        let ends = ["job.finished", "job.failed", "job.canceled", "message.rejected"];
+        jobs.retain(|_, events| !events.iter().any(|event| ends.contains(&event.event_type.to_string().as_str())));
+        let tell = |event: &Event| {
+            let by = [event.pod.as_ref().map(|pod| pod.as_str()), event.system_id.as_ref().map(|id| id.as_str())];
+            format!("  {} {} {by:?} {:?}", event.at_ms, event.event_type, event.text("reason"))
+        };
+        let job = |(id, events): (&u64, &Vec<Event>)| {
+            format!("job {id}:\n{}", events.iter().map(tell).collect::<Vec<_>>().join("\n"))
+        };
+        jobs.iter().take(5).map(job).collect::<Vec<_>>().join("\n")
+    }
+
     /// Waits for something, with a limit.
     pub async fn until<T>(&self, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
         let look = async {
@@ -180,7 +198,7 @@ impl Installation {
         };
         match tokio::time::timeout(LIMIT, look).await {
             Ok(found) => found,
-            Err(_) => panic!("not in time: {what}; events: {:?}", self.counts().await),
+            Err(_) => panic!("not in time: {what}; events: {:?}\n{}", self.counts().await, self.unended().await),
         }
     }
 }
