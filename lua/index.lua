@@ -1,6 +1,6 @@
 -- index: index queued buckets anew, a page at a time.
 --
--- Called by stage `lanes` when a scope opens, and by `fan_out` when a project's scopes changed. Safe to repeat. Only
+-- Called by stage `scopes` when a scope opens, and by `fan_out` when a project's scopes changed. Safe to repeat. Only
 -- adds: a bucket that stands in a lane it no longer belongs to is taken out when `take` meets it.
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods

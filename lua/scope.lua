@@ -1,6 +1,6 @@
 -- scope: a runner of this scope is connected: from now on jobs are indexed for it.
 --
--- Called by stage `lanes` when a pod gets its first runner of a scope, and every third of `scope_ttl` while it has
+-- Called by stage `scopes` when a pod gets its first runner of a scope, and every third of `scope_ttl` while it has
 -- one. Safe to repeat. A scope is 'opening' until every bucket that was queued before has been indexed (`index`);
 -- whoever meets it in that state does the indexing, so a pod that dies half way leaves nothing out.
 --

@@ -18,7 +18,7 @@
 //! }
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let options = Options::new("http://127.0.0.1:7700", "glrt-secret".into(), "my-runner-1".parse()?, 4);
+//! let options = Options::new("http://127.0.0.1:7460", "glrt-secret".into(), "my-runner-1".parse()?, 4);
 //! let summary = client::run(options, Print, Shutdown::default()).await?;
 //! println!("{} jobs succeeded", summary.succeeded);
 //! # Ok(())

@@ -50,6 +50,7 @@ const CHANNEL: usize = 1024;
 ///
 /// When Redis cannot be reached at the start, or a stage ends by itself, which is a bug.
 pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
+    refuse_what_is_not_there(&config)?;
     let config = Arc::new(config);
     let readiness = Arc::new(Readiness::default());
     let (draining, stopped, gone) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -163,6 +164,17 @@ async fn ended<E: Into<anyhow::Error>>(
 async fn ended_ok(name: &'static str, task: impl Future<Output = ()>) -> anyhow::Result<&'static str> {
     task.await;
     Ok(name)
+}
+
+/// Settings whose promise this version does not keep: better no pod than one that is trusted for nothing.
+fn refuse_what_is_not_there(config: &Config) -> anyhow::Result<()> {
+    let tls = config.grpc_tls_cert_file.is_some() || config.grpc_tls_key_file.is_some();
+    anyhow::ensure!(
+        !tls,
+        "grpc_tls_cert_file: this version serves runners without TLS; put a TLS proxy in front of it"
+    );
+    anyhow::ensure!(config.require_replicas == 0, "require_replicas: this version does not wait for replicas; set 0");
+    Ok(())
 }
 
 fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {

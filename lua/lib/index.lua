@@ -38,11 +38,13 @@ local function place_tenant(fp, tenant)
   end
 end
 
+local PODS_MAX = 1000 -- as many as a heartbeat answers; a lane opens too seldom for its cost to matter
+
 -- First use of a lane: all pods learn of it, so that their runners can match it.
 local function open_lane(lane, fp)
   if call('HSETNX', LANES, lane, NOW_TEXT) == 0 then return end
   local capability = call('HGET', CAPABILITIES, fp)
-  for _, pod in ipairs(call('ZRANGE', KEYS[2], 0, STEPS - 1)) do
+  for _, pod in ipairs(call('ZRANGE', KEYS[2], 0, PODS_MAX - 1)) do
     mail(pod, 'type', 'lane', 'lane', lane, 'capability', capability)
   end
 end

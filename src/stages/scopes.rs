@@ -15,11 +15,18 @@ use crate::runner::Scope;
 /// Opens scopes until the pod has stopped.
 pub async fn run(pod: Pod, mut in_use: mpsc::Receiver<Scope>, take: mpsc::Sender<ToTake>) {
     let mut opened: HashMap<Scope, Instant> = HashMap::new();
+    let mut connections = pod.redis.connections();
+    connections.mark_unchanged();
     loop {
         let scope = tokio::select! {
             () = pod.stopped.cancelled() => return,
             scope = in_use.recv() => match scope { Some(scope) => scope, None => return },
         };
+        if connections.has_changed().unwrap_or(false) {
+            // Another Redis perhaps, or one that has lost its data: nothing is known to be open there.
+            connections.mark_unchanged();
+            opened.clear();
+        }
         // A scope goes unless a pod speaks for it within `scope_ttl`; a third of that leaves room for a miss.
         let fresh = pod.config.scope_ttl / 3;
         if opened.get(&scope).is_some_and(|at| at.elapsed() < fresh) {
