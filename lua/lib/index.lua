@@ -7,7 +7,7 @@
 -- capabilities                hash  fingerprint -> what its jobs need, as JSON
 --
 -- Scores are lower bounds: a job that starts somewhere else makes them too low, which `take` finds and
--- mends; one that ends would make them too high, so `uncount` mends those at once.
+-- mends; one that ends would make them too high, so `place_freed` mends those at the end of its call.
 
 local LANES = P .. 'lanes'
 local CAPABILITIES = P .. 'capabilities'

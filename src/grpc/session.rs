@@ -98,7 +98,7 @@ pub struct Closed {
 pub struct Doors {
     /// Requests to be let in.
     pub knocks: mpsc::Sender<Knock>,
-    /// Free slots; `None`: it says good-bye and takes no more.
+    /// Free slots; none, whatever was assigned, when it says good-bye.
     pub slots: mpsc::Sender<Spoken<Slots>>,
     /// Jobs the runner will run.
     pub accepted: mpsc::Sender<Spoken<Lease>>,
