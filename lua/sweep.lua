@@ -1,7 +1,7 @@
--- sweep: look for work that waits while a pod waits for it, forget what is long unused, trim the events.
+-- sweep: look which lanes have work, forget what is long unused, trim the events.
 --
--- Called by stage `recover` once a second, jittered. Safe to repeat. That a lane has both work and a waiting pod is
--- normal for the moment between a wake and its take; the same head twice is not, and the caller wakes and counts.
+-- Called by stage `recover` once a second, jittered. Safe to repeat. A pod that sees the same head twice, has a free
+-- slot for it and thinks that it waits there has lost a wake: it takes, and counts.
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  cursor          of the lanes; 0, then as answered
@@ -9,7 +9,7 @@
 -- ARGV[3]  events_max      the event stream is trimmed to about so many entries
 -- ARGV[4]  scope_ttl_ms    a scope no pod has spoken for since is closed
 --
--- Returns {next cursor, lanes, heads}: lanes with work and a waiting pod, and what is at their head
+-- Returns {next cursor, lanes, heads}: lanes with work, and what is at their head
 -- Cost O(64)
 --
 -- flags: allow-oom
@@ -24,9 +24,7 @@ for i = 1, #page[2], 2 do
   local head = call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
   if head[1] then
     if NOW - used_at_ms > idle_ms / 4 then call('HSET', LANES, lane, NOW_TEXT) end
-    if call('ZCARD', P .. 'waiting:' .. lane) > 0 then
-      lanes[#lanes + 1], heads[#heads + 1] = lane, head[1] .. ' ' .. head[2]
-    end
+    lanes[#lanes + 1], heads[#heads + 1] = lane, head[1] .. ' ' .. head[2]
   elseif NOW - used_at_ms > tonumber(idle_ms) then
     call('HDEL', LANES, lane)
     call('DEL', P .. 'waiting:' .. lane)

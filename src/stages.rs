@@ -31,8 +31,7 @@ pub mod sessions;
 pub mod start;
 pub mod take;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -88,14 +87,19 @@ pub enum ToTake {
     BackOff(SessionId),
     /// This pod waited in these lanes of a partition, and now there is work.
     Wake(u16, Vec<Lane>),
-    /// Jobs are on their way into these lanes: a take sent now comes after them. If one is sent, it says so here, and needs
-    /// no wake.
-    Queueing(u16, Vec<Lane>, Arc<AtomicBool>),
+    /// Jobs are on their way into these lanes: a take sent now comes after them.
+    Queueing(u16, Vec<Lane>, AskedAhead),
+    /// These lanes of a partition have had the same work at their head for a while. Normal while no slot is free; if this pod
+    /// has one and thinks that it waits, a wake was lost.
+    Standing(u16, Vec<Lane>),
     /// A lane of a partition was opened.
     LaneOpened(u16, Lane, Capability),
     /// Redis was away, or took the pod for dead: trust nothing known of waiting and of lanes.
     Resync,
 }
+
+/// The lanes for which a take was sent behind a call that queues jobs: they need no wake by that call's answer.
+pub type AskedAhead = Arc<OnceLock<Vec<Lane>>>;
 
 /// An admitted session.
 pub struct Opened {
@@ -149,14 +153,20 @@ impl Pod {
     }
 
     /// Makes a call until Redis has done it, with growing pauses. Every script may be repeated (invariant 6), so a lost
-    /// reply is one more try.
+    /// reply is one more try. The wakes in it are lost for good: after a repeat the take stage trusts nothing it waits for.
     pub async fn until_done<T, F>(&self, what: &'static str, mut call: impl FnMut() -> F) -> Result<T, Undone>
     where
         F: Future<Output = Result<T, RedisError>>,
     {
         let mut pauses = pauses();
+        let mut repeated = false;
         loop {
-            match call().await {
+            let answer = call().await;
+            if repeated && answer.is_ok() {
+                self.redis.doubt();
+            }
+            repeated = true;
+            match answer {
                 Ok(done) => return Ok(done),
                 Err(error) if error.is_retryable() => {
                     let pause = pauses.next().unwrap_or(PAUSE_MAX);

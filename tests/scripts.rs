@@ -458,16 +458,16 @@ async fn a_dead_pod_leaves_its_undelivered_jobs_and_its_unheard_wakes_to_others(
 }
 
 #[tokio::test]
-async fn a_sweep_sees_a_lane_with_work_and_a_waiting_pod() {
+async fn a_sweep_tells_which_lanes_have_work_and_what_is_at_their_head() {
     let world = instance_world().await;
-    world.queue(job(1)).await;
     let idle = Duration::from_secs(3600);
-    assert!(world.partition.sweep("0", idle, 1000, idle).await.expect("sweeps").1.is_empty());
-    let waiting = world.partition.key(&format!("waiting:{}", instance_lane()));
-    world.command("ZADD", &[&waiting, "0", "pod"]).await; // a wake was lost
-    let (_, stuck) = world.partition.sweep("0", idle, 1000, idle).await.expect("sweeps");
-    assert_eq!(stuck.iter().map(|(lane, _)| *lane).collect::<Vec<_>>(), [instance_lane()]);
-    assert!(world.partition.wake(instance_lane(), &name("pod")).await.expect("wakes"));
+    let sweep = async || world.partition.sweep("0", idle, 1000, idle).await.expect("sweeps").1;
+    world.queue(job(1)).await;
+    let [(lane, head)] = sweep().await.try_into().expect("one lane");
+    assert_eq!(lane, instance_lane());
+    assert_eq!(sweep().await, [(lane, head.clone())], "the same as long as nothing moves");
+    assert_eq!(ids(&take(&world, 1).await), [1]);
+    assert!(sweep().await.is_empty());
 }
 
 /// A lane of untagged jobs.

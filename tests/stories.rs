@@ -115,6 +115,38 @@ async fn jobs_run_only_on_runners_that_match() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_many_kinds_at_once_each_wake_who_waits_for_their_kind() {
+    let installation = Installation::new().await;
+    let pod = installation.pod("a").await;
+    const KINDS: u64 = 4;
+    let tag = |kind: u64| format!("kind-{kind}");
+    let mut runners = Vec::new();
+    for kind in 1..=KINDS {
+        installation.register(kind, json!({"tags": [tag(kind)]})).await;
+        runners.push(installation.runner(&pod.url, kind, "s", 1, Noting::default()));
+    }
+    // More than there are slots: takes are under way for some kinds while others wait, and the next jobs meet any of them.
+    let mut rng = rand::rng();
+    let mut published = 0;
+    for _ in 0..300 {
+        let jobs = (0..rng.random_range(1..=5)).map(|_| {
+            published += 1;
+            let mut job = pending(published);
+            job["tags"] = json!([tag(rng.random_range(1..=KINDS))]);
+            entry("job.pending", &job)
+        });
+        let jobs = jobs.collect::<Vec<_>>();
+        installation.publish_all(jobs).await;
+        tokio::time::sleep(std::time::Duration::from_micros(rng.random_range(0..8_000))).await;
+    }
+    installation.until_events("job.finished", published as usize).await;
+    for runner in runners {
+        runner.stop().await;
+    }
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_a_runner_acts_at_once_on_what_is_queued_and_connected() {
     let installation = Installation::new().await;
     let pod = installation.pod("a").await;

@@ -6,6 +6,7 @@
 //! or pushed to a `FuturesOrdered` that is then polled) run in that order on one server, each without
 //! waiting for the one before. Two exceptions: a script that the server did not know runs when it has been
 //! sent again, after the calls behind it ([`Redis::load`] avoids that), and so does a redirected call in a cluster.
+//! [`Redis::doubts`] tells of the first.
 //!
 //! # A hung server
 //!
@@ -42,6 +43,7 @@ struct Shared {
     /// Replaced when the old one hangs. Never locked across an await.
     active: RwLock<Active>,
     connections: watch::Sender<u64>,
+    doubts: watch::Sender<u64>,
     timeouts_in_row: AtomicU32,
     /// After `quit`. The library would let later calls wait for their timeout.
     closed: AtomicBool,
@@ -68,6 +70,7 @@ impl Redis {
             settings: settings.clone(),
             active: RwLock::new(Active::new(link, settings)),
             connections,
+            doubts: watch::Sender::new(0),
             timeouts_in_row: AtomicU32::new(0),
             closed: AtomicBool::new(false),
         };
@@ -101,7 +104,9 @@ impl Redis {
         match self.send(script.name(), evalsha, values.clone()).await {
             Err(RedisError::Refused { refusal: Refusal::NoScript, .. }) => {
                 values[0] = Value::String(script.source().into());
-                self.send(script.name(), eval, values).await
+                let reply = self.send(script.name(), eval, values).await;
+                self.doubt();
+                reply
             }
             reply => reply,
         }
@@ -140,6 +145,17 @@ impl Redis {
     /// before a rise may be gone, and scripts with it.
     pub fn connections(&self) -> watch::Receiver<u64> {
         self.shared.connections.subscribe()
+    }
+
+    /// How many calls have run out of their order, or perhaps twice. What follows from the order of calls, or from a reply
+    /// that may be a second one, is in doubt after a rise.
+    pub fn doubts(&self) -> watch::Receiver<u64> {
+        self.shared.doubts.subscribe()
+    }
+
+    /// Says that a call was answered which had been sent more than once.
+    pub fn doubt(&self) {
+        self.shared.doubts.send_modify(|count| *count += 1);
     }
 
     /// Whether it is connected, and the last few calls were not all without answer.

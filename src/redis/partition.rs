@@ -415,8 +415,8 @@ impl Partition {
         }
     }
 
-    /// `sweep`: one page of lanes. Answers the next cursor (`0`: done) and the lanes with both work and a waiting
-    /// pod, each with what is at its head.
+    /// `sweep`: one page of lanes. Answers the next cursor (`0`: done) and the lanes with work, each with what is at
+    /// its head.
     pub async fn sweep(
         &self,
         cursor: &str,
@@ -430,11 +430,6 @@ impl Partition {
         let heads = heads.iter().map(|head| Ok::<_, RedisError>(head.as_str()?.to_owned()));
         let stuck = lanes_of(lanes)?.into_iter().zip(heads).map(|(lane, head)| Ok((lane, head?)));
         Ok((next.as_str()?.to_owned(), stuck.collect::<Result<_, RedisError>>()?))
-    }
-
-    /// `wake`: wakes the best pod waiting in a lane. Answers whether that is this one.
-    pub async fn wake(&self, lane: Lane, pod: &Name) -> Result<bool, RedisError> {
-        Ok(self.call(&scripts::WAKE, vec![lane.to_string().into(), pod.as_str().into()]).await?.as_i64()? == 1)
     }
 
     /// All lanes there are, each with what its jobs need.

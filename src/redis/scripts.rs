@@ -12,7 +12,6 @@ macro_rules! libs {
 macro_rules! script {
     ($name:literal, $flags:literal, none) => { script!(@ $name, $flags, "") };
     ($name:literal, $flags:literal, base) => { script!(@ $name, $flags, libs!("base")) };
-    ($name:literal, $flags:literal, wake) => { script!(@ $name, $flags, libs!("base" "wake")) };
     ($name:literal, $flags:literal, registry) => { script!(@ $name, $flags, libs!("reply" "version")) };
     ($name:literal, $flags:literal, project) => {
         script!(@ $name, $flags, libs!("base" "reply" "version" "project"))
@@ -57,8 +56,6 @@ pub static SCOPE: Script = script!("scope", "", project);
 pub static INDEX: Script = script!("index", "", index);
 /// Looks for stuck lanes, closes idle ones, trims the events.
 pub static SWEEP: Script = script!("sweep", " flags=allow-oom", index);
-/// Wakes a waiting pod.
-pub static WAKE: Script = script!("wake", " flags=allow-oom", wake);
 /// Stores a tenant's weight and cap.
 pub static TENANT: Script = script!("tenant", "", index);
 /// Stores a project's switches and cap.
@@ -69,7 +66,7 @@ pub static RUNNER_UPSERT: Script = script!("runner_upsert", "", registry);
 pub static RUNNER_FIND: Script = script!("runner_find", " flags=no-writes", none);
 
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
-pub static ALL: [&Script; 19] = [
+pub static ALL: [&Script; 18] = [
     &FAN_OUT,
     &TAKE,
     &START,
@@ -84,7 +81,6 @@ pub static ALL: [&Script; 19] = [
     &SCOPE,
     &INDEX,
     &SWEEP,
-    &WAKE,
     &TENANT,
     &PROJECT,
     &RUNNER_UPSERT,

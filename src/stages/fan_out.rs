@@ -8,8 +8,6 @@
 
 use std::collections::BTreeSet;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -19,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
-use super::{BATCH, Pod, ToTake, Undone};
+use super::{AskedAhead, BATCH, Pod, ToTake, Undone};
 use crate::clock::unix_ms;
 use crate::contract::{self, EventType, Limits, Message, Rejection};
 use crate::job::{JobId, PendingJob, ProjectId, Tenant};
@@ -167,8 +165,8 @@ impl FanOut {
     /// one holds up no other.
     async fn queue(&self, number: u16, jobs: &[(String, PendingJob)]) -> Result<(), Undone> {
         let partition = &self.pod.partitions[usize::from(number)];
-        let asked = Arc::new(AtomicBool::new(false));
         let call = || async {
+            let asked = AskedAhead::default(); // of this very call: a repeated one comes after the takes of the first
             let mut call = pin!(partition.fan_out(&self.pod.name, jobs));
             // Polled once, the call is on its way: a take that is sent now reaches Redis right behind it, and saves a job that
             // finds a free runner a round trip. Calls on one client keep their order.
@@ -176,7 +174,9 @@ impl FanOut {
                 return done;
             }
             self.announce(number, jobs, &asked);
-            call.await
+            let mut done = call.await?;
+            done.wakes.retain(|lane| !asked.get().is_some_and(|asked| asked.contains(lane)));
+            Ok(done)
         };
         let done = self.pod.until_done("fan_out", call).await;
         let done = match done {
@@ -196,9 +196,7 @@ impl FanOut {
         let queued = done.outcomes.iter().filter(|outcome| **outcome == Outcome::Ok).count();
         metrics().jobs_queued_total.increment(queued as u64);
         debug!(jobs = jobs.len(), queued, partition = number, "jobs queued");
-        if !asked.load(Ordering::Acquire) {
-            self.wake(number, done.wakes).await;
-        }
+        self.wake(number, done.wakes).await;
         for project in done.changed {
             self.reindex(number, project).await?;
         }
@@ -206,7 +204,7 @@ impl FanOut {
     }
 
     /// Tells the take stage of jobs on their way, if they are few: with many, there is work enough already.
-    fn announce(&self, number: u16, jobs: &[(String, PendingJob)], asked: &Arc<AtomicBool>) {
+    fn announce(&self, number: u16, jobs: &[(String, PendingJob)], asked: &AskedAhead) {
         if jobs.len() > ANNOUNCED_MAX {
             return;
         }

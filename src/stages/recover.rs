@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as channel};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{BATCH, Pod, ToTake, Undone};
 use crate::clock::jitter;
@@ -42,7 +42,7 @@ pub async fn run(pod: Pod, number: u16, take: mpsc::Sender<ToTake>, mail_read: A
         leases: Watch::new(config.lease),
         assigned: Watch::new(config.accept_timeout),
         canceling: Watch::new(config.cancel_grace),
-        stuck: Watch::new(config.sweep_interval / 2),
+        standing: Watch::new(config.sweep_interval / 2),
         sweep_cursor: "0".to_owned(),
         pod,
     };
@@ -83,8 +83,8 @@ struct Recover {
     assigned: Watch<Due, ()>,
     /// Jobs that were told to stop; their runners may go on beating.
     canceling: Watch<Lease, ()>,
-    /// Lanes with both work and a waiting pod; what is at their head.
-    stuck: Watch<Lane, String>,
+    /// Lanes with work; what is at their head.
+    standing: Watch<Lane, String>,
     sweep_cursor: String,
 }
 
@@ -122,7 +122,7 @@ impl Recover {
         self.expire().await
     }
 
-    /// Backs up the wakes: a lane with the same head twice, work and a waiting pod, is one whose wake was lost.
+    /// Backs up the wakes: a lane with the same head twice may be one whose wake was lost. The take stage knows.
     async fn sweep(&mut self) -> Result<(), Undone> {
         let config = self.pod.config.clone();
         let mut seen = Vec::new();
@@ -138,14 +138,9 @@ impl Recover {
                 break;
             }
         }
-        for (lane, _) in self.stuck.unchanged(seen) {
-            let call = || self.partition().wake(lane, &self.pod.name);
-            let mine = self.pod.until_done("wake", call).await?;
-            metrics().sweep_rescues_total.increment(1);
-            error!(lane = %lane, partition = self.number, "sweep found a lost wake");
-            if mine {
-                let _ = self.take.send(ToTake::Wake(self.number, vec![lane])).await;
-            }
+        let standing: Vec<Lane> = self.standing.unchanged(seen).into_iter().map(|(lane, _)| lane).collect();
+        if !standing.is_empty() {
+            let _ = self.take.send(ToTake::Standing(self.number, standing)).await;
         }
         Ok(())
     }

@@ -14,7 +14,6 @@
 mod fleet;
 mod lanes;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -22,9 +21,9 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
-use super::{BATCH, GiveBack, Opened, Pod, ToTake, Undone, wire};
+use super::{AskedAhead, BATCH, GiveBack, Opened, Pod, ToTake, Undone, wire};
 use crate::clock::{jitter, since_unix_ms};
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
 use crate::job::RunnerId;
@@ -34,7 +33,7 @@ use crate::runner::{Lane, RunnerRecord, Scope};
 use crate::telemetry::labels::{self, SessionClosed, Took};
 use crate::telemetry::metrics;
 use fleet::{ClassId, Fleet};
-use lanes::Lanes;
+use lanes::{LaneId, Lanes, Turn};
 
 /// The most lanes one take asks. A class that matches more asks them in turn; those found empty drop out.
 const LANES_MAX: usize = 32;
@@ -44,6 +43,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The most slots one take offers.
 const OFFERS_MAX: usize = BATCH;
+/// How many it offers in lanes that are not known to be deep: each offer costs Redis, used or not.
+const OFFERS_FIRST: usize = 8;
 
 /// Where the stage hears from.
 pub struct Inputs {
@@ -58,9 +59,18 @@ pub struct Inputs {
 /// A take that is under way: what was asked for whom.
 struct Asked {
     partition: u16,
-    class: ClassId,
+    by: By,
     lanes: Vec<Lane>,
     offers: Vec<(Offer, SessionId)>,
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+enum By {
+    /// A class, for its free slots.
+    Class(ClassId, Turn),
+    /// Nobody here has a free slot: a wake is passed on.
+    PassingOn,
 }
 
 type Answer = (Asked, Result<(Vec<TakenJob>, Vec<Lane>), Undone>);
@@ -93,6 +103,7 @@ pub async fn run(pod: Pod, mut inputs: Inputs, give_back: mpsc::Sender<GiveBack>
         pod,
     };
     let stopped = take.pod.stopped.clone();
+    let mut doubts = take.pod.redis.doubts();
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -108,6 +119,7 @@ pub async fn run(pod: Pod, mut inputs: Inputs, give_back: mpsc::Sender<GiveBack>
             Some(closed) = inputs.closed.recv() => take.closed(closed),
             Some(spoken) = inputs.slots.recv() => take.fleet.set_slots(spoken.session, spoken.said),
             Some(said) = inputs.stages.recv() => take.hear(said),
+            Ok(()) = doubts.changed() => take.loading = true,
             Ok(room) = give_back.reserve(), if !take.returns.is_empty() => {
                 room.send(take.returns.pop().expect("there is one"));
             }
@@ -135,8 +147,9 @@ impl Take {
                 let until = Instant::now() + jitter(self.pod.config.decline_backoff, 0.2);
                 self.fleet.back_off(session, until);
             }
-            ToTake::Wake(partition, woken) => self.lanes[usize::from(partition)].wake(woken),
+            ToTake::Wake(partition, lanes) => self.wake(partition, &lanes),
             ToTake::Queueing(partition, lanes, asked) => self.ask_ahead(partition, &lanes, &asked),
+            ToTake::Standing(partition, lanes) => self.look_at_standing(partition, &lanes),
             ToTake::LaneOpened(partition, lane, capability) => {
                 let id = self.lanes[usize::from(partition)].insert(lane, capability);
                 self.fleet.match_lane(partition, id, &self.lanes[usize::from(partition)]);
@@ -151,7 +164,7 @@ impl Take {
             let Ok(known) = self.pod.until_done("lanes", || partition.lanes()).await else {
                 return !self.pod.stopped.is_cancelled();
             };
-            self.lanes[number] = Lanes::of(known);
+            self.lanes[number] = Lanes::of(known, &self.lanes[number]);
         }
         self.fleet.match_all(&self.lanes);
         self.scopes_told = Instant::now() - self.pod.config.scope_ttl;
@@ -225,42 +238,58 @@ impl Take {
             for batch in lanes.chunks(LANES_MAX) {
                 metrics().wakes_total.of(labels::Wake::PassedOn).increment(batch.len() as u64);
                 let lanes = batch.to_vec();
-                self.ask(Asked { partition, class: ClassId::NONE, lanes, offers: Vec::new() });
+                self.ask(Asked { partition, by: By::PassingOn, lanes, offers: Vec::new() });
             }
         }
     }
 
+    fn wake(&mut self, partition: u16, lanes: &[Lane]) {
+        let known = &mut self.lanes[usize::from(partition)];
+        known.wake(&known.ids(lanes));
+    }
+
     /// Asks for jobs that are on their way, if it can be done at once.
-    fn ask_ahead(&mut self, partition: u16, lanes: &[Lane], asked: &AtomicBool) {
+    fn ask_ahead(&mut self, partition: u16, lanes: &[Lane], asked: &AskedAhead) {
         if self.loading || self.pod.draining.is_cancelled() {
             return;
         }
         let known = &mut self.lanes[usize::from(partition)];
-        let (fleet, lanes) = (&self.fleet, known.ids(lanes));
-        let ready: Vec<_> = lanes.into_iter().filter(|id| fleet.can_ask(partition, *id)).collect();
-        if ready.is_empty() {
-            return;
-        }
-        known.expect_work(&ready);
+        let mut ready = known.ids(lanes);
+        ready.retain(|id| self.fleet.can_ask(partition, *id));
+        known.wake(&ready);
         while let Some(next) = self.next_ask(partition) {
             self.ask(next);
         }
-        // Lanes that no take has answered for keep their wake.
-        if !self.lanes[usize::from(partition)].any_woken(&ready) {
-            asked.store(true, Ordering::Release);
+        // Lanes that no take was sent for keep their wake.
+        let known = &self.lanes[usize::from(partition)];
+        let sent = ready.into_iter().filter(|id| !known.is_woken(*id));
+        let sent = sent.map(|id| known.get(id).0).collect();
+        asked.set(sent).expect("only this is told of the call");
+    }
+
+    /// A lane with work, a free slot that suits it, and this pod just waits: its wake was lost.
+    fn look_at_standing(&mut self, partition: u16, lanes: &[Lane]) {
+        let known = &mut self.lanes[usize::from(partition)];
+        let mut lost: Vec<LaneId> = known.ids(lanes);
+        lost.retain(|id| known.is_waiting(*id) && self.fleet.can_ask(partition, *id));
+        for id in &lost {
+            metrics().sweep_rescues_total.increment(1);
+            error!(lane = %known.get(*id).0, partition, "sweep found a lost wake");
         }
+        known.wake(&lost);
     }
 
     /// A class with free slots and a lane that may have work for them.
     fn next_ask(&mut self, partition: u16) -> Option<Asked> {
         let known = &mut self.lanes[usize::from(partition)];
-        let (class, lanes) = self.fleet.class_to_ask(partition, |id| known.may_have_work(id), LANES_MAX)?;
-        let lanes = known.asked(&lanes);
-        let offers = self.fleet.offer(class, partition, OFFERS_MAX);
+        let (class, ids) = self.fleet.class_to_ask(partition, |id| known.may_have_work(id), LANES_MAX)?;
+        let most = if ids.iter().any(|id| known.is_deep(*id)) { OFFERS_MAX } else { OFFERS_FIRST };
+        let (turn, lanes) = known.asked(&ids);
+        let offers = self.fleet.offer(class, partition, most);
         let offers = offers.into_iter().map(|(session, runner_id, system_id)| {
             (Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id }, session)
         });
-        Some(Asked { partition, class, lanes, offers: offers.collect() })
+        Some(Asked { partition, by: By::Class(class, turn), lanes, offers: offers.collect() })
     }
 
     fn ask(&mut self, asked: Asked) {
@@ -279,21 +308,24 @@ impl Take {
     }
 
     fn answered(&mut self, asked: Asked, answer: Result<(Vec<TakenJob>, Vec<Lane>), Undone>) {
-        let Asked { partition, class, lanes, offers } = asked;
+        let Asked { partition, by, lanes, offers } = asked;
         let known = &mut self.lanes[usize::from(partition)];
-        let (jobs, again) = match answer {
-            Ok(answer) => answer,
-            Err(_) => {
-                self.fleet.take_back(class, partition, offers.iter().map(|(_, session)| *session));
-                return;
-            }
+        let (class, turn) = match (by, &answer) {
+            (By::Class(class, turn), _) => (class, turn),
+            (By::PassingOn, Ok((_, again))) => return self.wake(partition, again),
+            (By::PassingOn, Err(_)) => return,
+        };
+        let Ok((jobs, again)) = answer else {
+            known.failed(&lanes);
+            self.fleet.take_back(class, partition, offers.iter().map(|(_, session)| *session));
+            return;
         };
         let took = if jobs.is_empty() { Took::Empty } else { Took::Jobs };
         metrics().takes_total.of(took).increment(1);
         // With slots left over the pod now waits in every lane asked but those to ask again.
         let waits = jobs.len() < offers.len();
-        known.answered(&lanes, waits);
-        known.wake(again);
+        known.answered(turn, &lanes, waits);
+        known.wake(&known.ids(&again));
         let mut unused: Vec<SessionId> = Vec::with_capacity(offers.len() - jobs.len());
         let mut jobs = jobs.into_iter().peekable();
         for (offer, session) in offers {

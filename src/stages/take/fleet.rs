@@ -57,13 +57,6 @@ struct Class {
     asking: Vec<u32>,
 }
 
-// === impl ClassId ===
-
-impl ClassId {
-    /// Of a take for nobody, which passes a wake on.
-    pub(super) const NONE: Self = Self(usize::MAX);
-}
-
 // === impl Member ===
 
 impl Member {
@@ -253,9 +246,7 @@ impl Fleet {
 
     /// A take is answered; these slots were not used.
     pub(super) fn take_back(&mut self, class: ClassId, partition: u16, unused: impl Iterator<Item = SessionId>) {
-        if let Some(class) = self.classes.get_mut(class.0) {
-            class.asking[usize::from(partition)] -= 1;
-        }
+        self.classes[class.0].asking[usize::from(partition)] -= 1;
         for session in unused {
             self.release(session);
         }
