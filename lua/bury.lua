@@ -14,18 +14,19 @@
 -- Cost O(64)
 --
 -- flags: allow-oom
--- uses: base reply event score wake version project bucket index count job
+-- uses: base reply event score wake project bucket order index count job
 
 local dead, heartbeat, cursor = ARGV[1], ARGV[2], ARGV[3]
 local seen = call('ZSCORE', KEYS[2], dead)
 if heartbeat ~= '' and seen and seen ~= heartbeat then return { STALE } end
 
 local mine, given_back = {}, 0
-local page = call('HSCAN', P .. 'pod:' .. dead .. ':jobs', cursor, 'COUNT', STEPS)
-for i = 1, #page[2], 2 do
-  local lease_id, job = page[2][i], load_job(page[2][i + 1])
-  if not job or job.lease_id ~= lease_id or job.state == 'queued' then
-    call('HDEL', P .. 'pod:' .. dead .. ':jobs', lease_id)
+local held = P .. 'pod:' .. dead .. ':jobs'
+local page = call('SSCAN', held, cursor, 'COUNT', STEPS)
+for _, id in ipairs(page[2]) do
+  local job = load_job(id)
+  if not job or job.pod ~= dead or job.state == 'queued' then
+    call('SREM', held, id)
   elseif job.state == 'assigned' then
     requeue(job, heartbeat == '' and 'drain' or 'pod_dead', '', mine)
     given_back = given_back + 1

@@ -11,7 +11,7 @@
 -- Cost O(limit + log jobs)
 --
 -- flags: allow-oom
--- uses: base reply event score wake version project bucket index count job
+-- uses: base event bucket order job
 
 local watched = {}
 local until_ms = string.format('%.0f', NOW + ARGV[1])

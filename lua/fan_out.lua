@@ -6,80 +6,118 @@
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who calls; woken through the answer, not by mail
--- ARGV[2…] per job, 13:    id, inbox entry id, tenant key, project id, namespaces joined by ',', instance_runners
---                          (0 or 1), group_runners (0 or 1), fingerprint, capability as JSON, priority, queued_at_ms,
+-- ARGV[2…] per job, 10:    id, inbox entry id, project id, facts ('<tenant key> <instance_runners> <group_runners>
+--                          <namespaces joined by ','>'; 0 or 1), fingerprint, capability as JSON, priority, queued_at_ms,
 --                          max_attempts, order (a line of JSON for the pod that hands it out, then the payload)
 --
 -- Returns {outcomes, projects, lanes}: per job OK or KNOWN; projects whose buckets must be indexed anew
 --         (`index`), as its scopes changed; lanes in which the calling pod waited and now has work.
 -- Cost O(jobs · scopes of a project that some runner has)
 --
--- uses: base reply event score wake version project bucket index count job
+-- uses: base reply event score wake version project bucket order index job
 
 local me = ARGV[1]
+local FIELDS = 10
 local outcomes, changed, mine, woken = {}, {}, {}, {}
-local indexed = {} -- buckets of this batch that exist and stand in their lanes
+
+-- Which jobs are not here yet. Few batches have any that are: one look tells for most.
+local function new_jobs()
+  local keys, first_of_id, twice = {}, {}, false
+  for first = 2, #ARGV, FIELDS do
+    local id = ARGV[first]
+    keys[#keys + 1], keys[#keys + 2] = job_key(id), P .. 'ended:' .. id
+    twice = twice or first_of_id[id]
+    first_of_id[id] = first_of_id[id] or first
+  end
+  local all = not twice and call('EXISTS', unpack(keys)) == 0
+  local new = {}
+  for first = 2, #ARGV, FIELDS do
+    local id = ARGV[first]
+    new[first] = all or first_of_id[id] == first and call('EXISTS', job_key(id), P .. 'ended:' .. id) == 0
+  end
+  return new
+end
+
+-- The buckets of this batch that exist and stand in their lanes.
+local function indexed_buckets()
+  local indexed, names, members = {}, {}, {}
+  for first = 2, #ARGV, FIELDS do
+    local fp, project_id, priority = ARGV[first + 4], ARGV[first + 2], ARGV[first + 6]
+    local name = fp .. ':' .. project_id .. ':' .. priority
+    if indexed[name] == nil then
+      indexed[name] = false
+      names[#names + 1], members[#members + 1] = name, bucket_member(fp, project_id, priority)
+    end
+  end
+  for i, score in ipairs(call('ZMSCORE', BUCKETS, unpack(members))) do indexed[names[i]] = score and true end
+  return indexed
+end
 
 -- The newest message's facts win for all the project's buckets. Namespaces come with jobs only: a job that is older
 -- than the newest `project.upserted` may still be the newest to tell them.
-local function learn_project(id, tenant, namespaces, instance_runners, group_runners, version)
-  local known = project(id)
-  if not newer(version, known.namespaces_version) then return end
-  local newest = version
-  if not newer(version, known.version) then
-    newest = known.version
-    tenant, instance_runners, group_runners = known.tenant, known.instance_runners, known.group_runners
+local function learn_project(id, facts, version)
+  local known = project_facts(id)
+  if not newer(version, known.job_version) then return end
+  if known.upsert_version and not newer(version, known.upsert_version) then
+    local tenant, instance_runners, group_runners = facts_parts(known.facts)
+    local _, _, _, namespaces = facts_parts(facts)
+    facts = tenant .. ' ' .. instance_runners .. ' ' .. group_runners .. ' ' .. namespaces
   end
-  local same = known.tenant == tenant and known.namespaces == namespaces
-    and known.instance_runners == instance_runners and known.group_runners == group_runners
-  if same then
-    call('HSET', P .. 'project:' .. id, 'version', newest, 'namespaces_version', version)
-  else
-    local open, list = open_scopes(id, namespaces, instance_runners, group_runners)
-    call('HSET', P .. 'project:' .. id, 'tenant', tenant, 'namespaces', namespaces, 'instance_runners', instance_runners,
-      'group_runners', group_runners, 'version', newest, 'namespaces_version', version, 'open', open)
-    if known.tenant then
-      known.unindexed = '1'
-      call('HSET', P .. 'project:' .. id, 'unindexed', '1')
-    end
-    known.tenant, known.namespaces, known.open = tenant, namespaces, list
-    known.instance_runners, known.group_runners = instance_runners, group_runners
-    known.open_text, known.looked = open, true
+  known.job_version = version
+  if known.facts == facts then
+    call('HSET', P .. 'project:' .. id, 'job_version', version)
+    return
   end
-  known.version, known.namespaces_version = newest, version
+  if known.facts then
+    known.unindexed = '1'
+    call('HSET', P .. 'project:' .. id, 'unindexed', '1')
+  end
+  known.facts = facts
+  route_project(id) -- first in the hash, as it is read most
+  call('HSET', P .. 'project:' .. id, 'facts', facts, 'job_version', version)
 end
 
+local new = new_jobs()
+local indexed = indexed_buckets()
+
 -- A job enters its bucket, and the bucket its lanes unless it stands there.
-local function enqueue(id, name, tenant, fp, capability, queued_at_ms, max_attempts, order)
+local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts)
   local key = bucket_key(name)
   if not indexed[name] and call('EXISTS', key) == 0 then
     call('XGROUP', 'CREATE', key, GROUP, '0', 'MKSTREAM')
     call('HSETNX', CAPABILITIES, fp, capability)
   end
   local entry_id = call('XADD', key, '*', 'id', id, 'at', queued_at_ms)
-  call('SET', P .. 'order:' .. id, order)
-  call('HSET', job_key(id), 'state', 'queued', 'place', name .. ' ' .. entry_id, 'tenant', tenant)
+  call('HSET', job_key(id), 'state', 'queued', 'place', name .. ' ' .. entry_id, 'tenant', project(project_id).tenant)
   if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
   if not indexed[name] then
-    local _, project_id, priority = bucket_parts(name)
-    if not call('ZSCORE', BUCKETS, bucket_member(fp, project_id, priority)) then index(name, tonumber(queued_at_ms)) end
+    index(name, tonumber(queued_at_ms))
     indexed[name] = true
   end
-  emit('queued', id, 0, '')
+  emit('queued', id, '0', '')
 end
 
-for first = 2, #ARGV, 13 do
-  local id, entry_id, tenant, project_id, namespaces, instance_runners, group_runners, fp, capability, priority,
-    queued_at_ms, max_attempts, order = unpack(ARGV, first, first + 12)
-  local name = fp .. ':' .. project_id .. ':' .. priority
-  learn_project(project_id, tenant, namespaces, instance_runners, group_runners, entry_id)
-  if call('EXISTS', job_key(id), P .. 'ended:' .. id) > 0 then
-    outcomes[#outcomes + 1] = KNOWN
-    if call('HGET', job_key(id), 'state') == 'queued' then wake_for(name, me, woken, mine) end
-  else
+-- Orders first: a job that is here has one.
+local orders_of_new = {}
+for first, is_new in pairs(new) do
+  if is_new then
+    orders_of_new[#orders_of_new + 1] = P .. 'order:' .. ARGV[first]
+    orders_of_new[#orders_of_new + 1] = ARGV[first + 9]
+  end
+end
+if orders_of_new[1] then call('MSET', unpack(orders_of_new)) end
+
+for first = 2, #ARGV, FIELDS do
+  local id, entry_id, project_id, facts, fp, capability, priority, queued_at_ms, max_attempts =
+    unpack(ARGV, first, first + 8)
+  learn_project(project_id, facts, entry_id)
+  if new[first] then
     outcomes[#outcomes + 1] = OK
-    enqueue(id, name, tenant, fp, capability, queued_at_ms, max_attempts, order)
-    wake_for(name, me, woken, mine)
+    enqueue(id, fp .. ':' .. project_id .. ':' .. priority, project_id, fp, capability, queued_at_ms, max_attempts)
+    wake_for(fp, project_id, me, woken, mine)
+  else
+    outcomes[#outcomes + 1] = KNOWN
+    if call('HGET', job_key(id), 'state') == 'queued' then wake_for(fp, project_id, me, woken, mine) end
   end
 end
 

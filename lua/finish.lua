@@ -7,15 +7,15 @@
 -- ARGV[1]  ended_ttl_ms    how long an end is remembered
 -- ARGV[2…] per job, 5:     job id, lease id ('' from Rails), status word, exit code, failure reason word or ''
 --
--- Returns, per job  OK        recorded, now or before; a job that was being canceled is recorded as canceled; or it
---                             had been ended under this very lease: canceled, or expired
---                   GONE      it had ended under another lease or none, or was never here; Rails told again
+-- Returns, per job  OK        recorded, now or before; a job that was being canceled is recorded as canceled
+--                   GONE      it had ended otherwise: canceled, expired, under another lease; or it was never here, and
+--                             Rails is told again
 --                   STALE     another lease holds it now
 --                   REFUSED   it was never started
 -- Cost O(jobs · lanes in which the tenant has queued jobs)
 --
 -- flags: allow-oom
--- uses: base reply event score wake version project bucket index count job
+-- uses: base reply event score wake project bucket order index count job
 
 local ended_ttl_ms = ARGV[1]
 local outcomes = {}
@@ -37,9 +37,10 @@ local function finish(id, lease_id, status, exit_code, failure_reason)
   local extra = ',"exit_code":' .. exit_code .. ',"failure_reason":"' .. failure_reason .. '"'
   if job.state == 'canceling' then
     local reason = call('HGET', job_key(id), 'cancel_reason') or '""'
-    close(job, 'canceled', 'canceled', ',"status":"' .. status .. '"' .. extra .. ',"reason":' .. reason, ended_ttl_ms)
+    close(job, 'canceled', 'canceled', ',"status":"' .. status .. '"' .. extra .. ',"reason":' .. reason, ended_ttl_ms,
+      lease_id)
   else
-    close(job, status, 'finished', ',"status":"' .. status .. '"' .. extra, ended_ttl_ms)
+    close(job, status, 'finished', ',"status":"' .. status .. '"' .. extra, ended_ttl_ms, lease_id)
   end
   return OK
 end

@@ -12,7 +12,7 @@
 -- Cost O(pods)
 --
 -- flags: allow-oom
--- uses: base
+-- uses: base wake
 
 local me, mail_read, mail_ttl_ms = ARGV[1], ARGV[2], ARGV[3]
 local new = call('ZADD', KEYS[2], NOW_TEXT, me)

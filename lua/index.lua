@@ -12,7 +12,7 @@
 -- Returns {next, lanes}. next: the bound to go on from, '' when done; lanes: those in which the calling pod waited.
 -- Cost O(32 · scopes)
 --
--- uses: base reply event score wake version project bucket index
+-- uses: base score wake project bucket order index
 
 local me, after, before, changed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local PAGE = 32
@@ -24,7 +24,8 @@ for _, member in ipairs(members) do
   local head = bucket_head(name)
   if head then
     index(name, head)
-    wake_for(name, me, woken, mine)
+    local fp, id = bucket_parts(name)
+    wake_for(fp, id, me, woken, mine)
   end
 end
 

@@ -18,21 +18,23 @@
 
 local id, version, tenant, max_running = ARGV[1], ARGV[2], ARGV[3], ARGV[6]
 local key = P .. 'project:' .. id
-local known = project(id)
-local cap_version = call('HGET', key, 'cap_version')
-local cap_is_newer = newer(version, cap_version or nil)
-local facts_are_newer = newer(version, known.version)
+local known = project_facts(id)
+local cap_is_newer = newer(version, call('HGET', key, 'cap_version'))
+local facts_are_newer = newer(version, known.job_version) and newer(version, known.upsert_version)
 
-if cap_is_newer then call('HSET', key, 'cap_version', version, 'max_running', max_running) end
+if not cap_is_newer and not facts_are_newer then return known.unindexed and OK or STALE end
+if cap_is_newer then
+  known.cap = max_running == '' and '-' or max_running
+  call(max_running == '' and 'SREM' or 'SADD', CAPPED, id)
+  call('HSET', key, 'cap_version', version)
+end
 if facts_are_newer then
-  local instance_runners = ARGV[4] ~= '' and ARGV[4] or known.instance_runners or '1'
-  local group_runners = ARGV[5] ~= '' and ARGV[5] or known.group_runners or '1'
-  local open = open_scopes(id, known.namespaces or '', instance_runners, group_runners)
-  call('HSET', key, 'tenant', tenant, 'namespaces', known.namespaces or '', 'instance_runners', instance_runners,
-    'group_runners', group_runners, 'version', version, 'open', open)
+  local _, instance_runners, group_runners, namespaces = facts_parts(known.facts or '- 1 1 ')
+  if ARGV[4] ~= '' then instance_runners = ARGV[4] end
+  if ARGV[5] ~= '' then group_runners = ARGV[5] end
+  known.facts = tenant .. ' ' .. instance_runners .. ' ' .. group_runners .. ' ' .. namespaces
+  call('HSET', key, 'facts', known.facts, 'upsert_version', version)
 end
-if cap_is_newer or facts_are_newer then
-  call('HSET', key, 'unindexed', '1')
-  return OK
-end
-return call('HEXISTS', key, 'unindexed') == 1 and OK or STALE
+route_project(id)
+call('HSET', key, 'unindexed', '1')
+return OK

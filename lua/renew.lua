@@ -14,7 +14,7 @@
 -- Cost O(jobs)
 --
 -- flags: allow-oom
--- uses: base reply event score wake version project bucket index count job
+-- uses: base reply event bucket order job
 
 local me, lease_ms = ARGV[1], ARGV[2]
 local outcomes = {}
@@ -23,9 +23,9 @@ local function renew(job)
   local key = job_key(job.id)
   call('HINCRBY', key, 'beat', 1)
   if job.pod ~= me then
-    call('HDEL', P .. 'pod:' .. job.pod .. ':jobs', job.lease_id)
-    call('HSET', P .. 'pod:' .. me .. ':jobs', job.lease_id, job.id)
-    call('HSET', key, 'pod', me)
+    call('SREM', P .. 'pod:' .. job.pod .. ':jobs', job.id)
+    call('SADD', P .. 'pod:' .. me .. ':jobs', job.id)
+    call('HSET', key, 'lease', lease_text(job.lease_id, job.attempt, job.tenant, me, job.scope))
   end
   if job.state == 'running' then
     call('ZADD', DEADLINES, NOW + lease_ms, job.id)

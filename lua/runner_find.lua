@@ -9,7 +9,7 @@
 -- Cost O(1)
 --
 -- flags: no-writes
--- uses: none
+-- uses: base
 
 local id = redis.call('GET', KEYS[1])
 return id and redis.call('HGET', ARGV[1] .. id, 'record')

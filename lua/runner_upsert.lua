@@ -16,7 +16,7 @@
 --          STALE  a newer one is known; nothing changed
 -- Cost O(1)
 --
--- uses: reply version
+-- uses: base reply version
 
 local FORGET_MS = 7 * 24 * 3600 * 1000 -- a deletion outlives any late upsert
 
@@ -24,7 +24,10 @@ local id, version, token, record, token_prefix = ARGV[1], ARGV[2], ARGV[3], ARGV
 local known = redis.call('HMGET', KEYS[1], 'version', 'token_sha256')
 if known[1] == version then return OK end
 if not newer(version, known[1]) then return STALE end
-if known[2] and known[2] ~= '' and known[2] ~= token then redis.call('DEL', token_prefix .. known[2]) end
+-- A former token goes, unless another runner has it by now.
+if known[2] and known[2] ~= '' and known[2] ~= token and redis.call('GET', token_prefix .. known[2]) == id then
+  redis.call('DEL', token_prefix .. known[2])
+end
 redis.call('HSET', KEYS[1], 'version', version, 'token_sha256', token, 'record', record)
 if record == '' then
   redis.call('PEXPIRE', KEYS[1], FORGET_MS)

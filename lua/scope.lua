@@ -12,7 +12,7 @@
 --          0  opening: page through `index`, then call again with 1
 -- Cost O(log scopes)
 --
--- uses: base reply version project
+-- uses: base project
 
 local scope, indexed = ARGV[1], ARGV[2]
 if indexed == '1' or tonumber(call('ZSCORE', SCOPES, scope) or '0') > 0 then

@@ -14,31 +14,31 @@
 -- Cost O(jobs)
 --
 -- flags: allow-oom
--- uses: base reply event score wake version project bucket index count job
+-- uses: base reply event job
 
-local lease_ms = ARGV[1]
+local due = string.format('%.0f', NOW + ARGV[1])
 local outcomes = {}
 local deadlines = {}
 
 for i = 2, #ARGV, 2 do
-  local f = call('HMGET', job_key(ARGV[i]), 'state', 'lease_id', 'attempt', 'holder', 'starts')
+  local id, by_rails = ARGV[i], ARGV[i + 1] == ''
+  local f = call('HMGET', job_key(id), 'state', 'lease', 'holder', 'starts')
   local state = f[1]
-  local by_rails = ARGV[i + 1] == ''
+  local lease_id, attempt = lease_parts(f[2] or '')
   local outcome
   if not state then
     outcome = GONE
-  elseif not by_rails and f[2] ~= ARGV[i + 1] or state == 'queued' then
+  elseif not by_rails and lease_id ~= ARGV[i + 1] or state == 'queued' then
     outcome = STALE
   elseif state == 'canceling' then
     outcome = REFUSED
   else
     outcome = OK
     if state == 'assigned' then
-      local id = ARGV[i]
-      call('HSET', job_key(id), 'state', 'running', 'beat', 0, 'starts', (f[5] or 0) + 1, 'since_ms', NOW_TEXT)
-      deadlines[#deadlines + 1] = NOW + lease_ms
-      deadlines[#deadlines + 1] = id
-      emit('running', id, f[3], f[4])
+      local starts = f[4] and tostring(f[4] + 1) or '1'
+      call('HSET', job_key(id), 'state', 'running', 'beat', '0', 'starts', starts, 'since_ms', NOW_TEXT)
+      deadlines[#deadlines + 1], deadlines[#deadlines + 2] = due, id
+      emit('running', id, attempt, f[3])
     end
   end
   outcomes[#outcomes + 1] = outcome

@@ -13,7 +13,7 @@
 -- Cost O(64)
 --
 -- flags: allow-oom
--- uses: base reply event score wake version project bucket index
+-- uses: base project index
 
 local cursor, idle_ms, events_max, scope_ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local lanes, heads = {}, {}

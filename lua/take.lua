@@ -18,19 +18,18 @@
 -- Cost O(slots · log tenants + lanes)
 --
 -- flags: allow-oom
--- uses: base reply event score wake version project bucket index count job
+-- uses: base event score wake project bucket order index count job
 
 local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local first_slot = 5 + n_lanes
-local held = P .. 'pod:' .. me .. ':jobs'
-local slots = {}
-for i = first_slot, #ARGV, 3 do
-  slots[#slots + 1] = { lease_id = ARGV[i], runner_id = ARGV[i + 1], system_id = ARGV[i + 2] }
-end
+local n_slots = (#ARGV - first_slot + 1) / 3
+local took = P .. 'took:' .. (ARGV[first_slot] or '')
 
-local function answer(lease_id, id, lane, attempt)
-  return { lease_id, id, lane, attempt }
-end
+local TOOK_MS = 60000 -- how long a repeated call is known as such; by then what it took has gone back
+
+-- How far ahead to read: a lane's tenants or buckets, as many as may be taken, and one; a tenant's buckets.
+local AHEAD = math.min(n_slots, STEPS) + 1
+local TENANT_AHEAD = math.min(AHEAD, 8)
 
 -- The answer, with the orders of all jobs read in one go.
 local function with_orders(jobs, lanes)
@@ -44,122 +43,99 @@ end
 
 -- The reply of an earlier call with these leases was lost: give it again.
 local function repeated()
-  local leases, jobs = {}, {}
-  for i, slot in ipairs(slots) do leases[i] = slot.lease_id end
-  for i, id in ipairs(call('HMGET', held, unpack(leases))) do
-    if id then
-      local job = load_job(id)
-      if job and job.state == 'assigned' and job.lease_id == leases[i] then
-        local fp = bucket_parts(job.bucket)
-        jobs[#jobs + 1] = answer(leases[i], id, job.scope .. ':' .. fp, job.attempt)
-      end
+  local ids = call('GET', took)
+  if not ids then return nil end
+  local jobs = {}
+  for i, id in ipairs(split(ids)) do
+    local job = load_job(id)
+    if job and job.state == 'assigned' and job.lease_id == ARGV[first_slot + 3 * (i - 1)] then
+      local fp = bucket_parts(job.bucket)
+      jobs[#jobs + 1] = { job.lease_id, id, job.scope .. ':' .. fp, job.attempt }
     end
   end
-  return jobs[1] and jobs
-end
-
--- Per lane: its first members in order, and whether these are all. As many as may be taken, and one.
-local heads = {}
-local ahead = math.min(#slots, STEPS) + 1
-
-local function look(lane)
-  local flat = call('ZRANGE', lane_key(lane), 0, ahead - 1, 'WITHSCORES')
-  local list = { whole = #flat < 2 * ahead }
-  for i = 1, #flat, 2 do list[#list + 1] = { member = flat[i], score = tonumber(flat[i + 1]) } end
-  heads[lane] = list
-end
-
-local function before(a, b)
-  return a.score < b.score or a.score == b.score and a.member < b.member
-end
-
--- The head tenant of an instance lane has another score now, or is out: puts it in its new place in the list, as long as the
--- list tells where that is.
-local function look_again(lane, fp)
-  local list = heads[lane]
-  local tenant = table.remove(list, 1).member
-  local score = placed[fp .. ' ' .. tenant]
-  if score == nil then return look(lane) end -- another tenant was placed: the project has moved
-  local moved = { member = tenant, score = score }
-  if score and (list.whole or list[1] and before(moved, list[#list])) then
-    local at = #list + 1
-    while at > 1 and before(moved, list[at - 1]) do at = at - 1 end
-    table.insert(list, at, moved)
-  end
-  if not list[1] and not list.whole then look(lane) end
+  return jobs
 end
 
 -- The bucket to take from in an instance lane, or nil when the index had to be mended first.
 local function next_of_tenants(lane, fp)
-  local tenant, score = heads[lane][1].member, heads[lane][1].score
+  local tenant, score = first_of(lane_key(lane))
   local t = tenant_of(tenant)
-  if tenant_capped(tenant) or tenant_score(t.running, t.weight, head_in(score)) ~= score then
-    return place_tenant(fp, tenant)
-  end
   local tenant_lane = lane_key(lane) .. ':' .. tenant
-  local first = firsts[fp .. ' ' .. tenant] or call('ZRANGE', tenant_lane, 0, 0, 'WITHSCORES')
-  if not first[1] then return place_tenant(fp, tenant) end
-  local id, priority = string.match(first[1], '^(%d+):(-?%d)$')
-  local expected = bucket_score(tonumber(priority), project_running(tenant, id), head_in(tonumber(first[2])))
-  if project(id).tenant ~= tenant or not in_scope(id, 'instance') or project_capped(tenant, id) then
-    call('ZREM', tenant_lane, first[1])
-    return place_tenant(fp, tenant)
-  elseif expected ~= tonumber(first[2]) then
-    call('ZADD', tenant_lane, expected, first[1])
+  local first = order_of(tenant_lane, TENANT_AHEAD)[1]
+  if not first or tenant_capped(tenant) or tenant_score(t.running, t.weight, head_in(score)) ~= score then
     return place_tenant(fp, tenant)
   end
-  return fp .. ':' .. id .. ':' .. priority
+  local id, priority = string.match(first.member, '^(%d+):(-?%d)$')
+  local expected = bucket_score(tonumber(priority), project_running(tenant, id), head_in(first.score))
+  if project(id).tenant ~= tenant or not in_scope(id, 'instance') or project_capped(tenant, id) then
+    place(tenant_lane, first.member, nil)
+    return place_tenant(fp, tenant)
+  elseif expected ~= first.score then
+    place(tenant_lane, first.member, expected)
+    return place_tenant(fp, tenant)
+  end
+  return fp .. ':' .. id .. ':' .. priority, id
 end
 
 -- The bucket to take from in a group or project lane, or nil when the index had to be mended first.
 local function next_of_buckets(lane, fp, scope)
-  local member = heads[lane][1].member
+  local member = first_of(lane_key(lane))
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
-  if not in_scope(id, scope) then
-    call('ZREM', lane_key(lane), member)
-    return nil
-  end
-  return fp .. ':' .. id .. ':' .. priority
+  if not in_scope(id, scope) then return place(lane_key(lane), member, nil) and nil end
+  return fp .. ':' .. id .. ':' .. priority, id
 end
+
+local due = string.format('%.0f', NOW + accept_ms)
+local deadlines, ids = {}, {} -- of what this call takes, written at its end
 
 -- Takes one job from a lane for a slot; nil when the lane's head was not what it seemed.
 local function take_from(lane, scope, fp, slot)
-  local name
-  if scope == 'instance' then name = next_of_tenants(lane, fp) else name = next_of_buckets(lane, fp, scope) end
-  if not name then return nil end
-  local entry_id, id, next_head = bucket_pop(name, me)
-  if not entry_id then return reindex(name, nil) end
-  local f = call('HMGET', job_key(id), 'state', 'attempt', 'tenant')
-  if f[1] ~= 'queued' then -- never seen; a job that ended takes its entry along
-    bucket_drop(name, entry_id)
-    return reindex(name, next_head)
-  end
-  local attempt = (f[2] or 0) + 1
-  local held_by = holder(slot.lease_id, slot.runner_id, slot.system_id, me)
-  call('HSET', job_key(id), 'state', 'assigned', 'lease_id', slot.lease_id, 'attempt', attempt,
-    'pod', me, 'scope', scope, 'holder', held_by, 'since_ms', NOW_TEXT)
-  call('HSET', held, slot.lease_id, id)
-  call('ZADD', DEADLINES, NOW + accept_ms, id)
+  local name, project_id
   if scope == 'instance' then
-    local _, project_id = bucket_parts(name)
-    local tenant = project(project_id).tenant -- who pays may have changed since it was queued
-    if f[3] ~= tenant then call('HSET', job_key(id), 'tenant', tenant) end
-    count(tenant, project_id, id)
+    name, project_id = next_of_tenants(lane, fp)
+  else
+    name, project_id = next_of_buckets(lane, fp, scope)
   end
+  if not name then return nil end
+  local entry_id, id, next_head, given_back = bucket_pop(name, me)
+  if not entry_id then return reindex(name, nil) end
+  local attempt = '1'
+  if given_back then
+    local f = call('HMGET', job_key(id), 'state', 'lease')
+    if f[1] ~= 'queued' then -- never seen; a job that ended takes its entry along
+      bucket_forget(name, { entry_id })
+      return reindex(name, next_head)
+    end
+    local _, last = lease_parts(f[2])
+    attempt = tostring(last + 1)
+  end
+  local lease_id = ARGV[slot]
+  local held_by = holder(lease_id, ARGV[slot + 1], ARGV[slot + 2], me)
+  local tenant = project(project_id).tenant -- who pays may have changed since it was queued
+  call('HSET', job_key(id), 'state', 'assigned', 'lease', lease_text(lease_id, attempt, tenant, me, scope),
+    'holder', held_by, 'since_ms', NOW_TEXT)
+  deadlines[#deadlines + 1], deadlines[#deadlines + 2] = due, id
+  ids[#ids + 1] = id
+  if scope == 'instance' then count(tenant, project_id, id) end
   emit('assigned', id, attempt, held_by)
   reindex(name, next_head)
-  return answer(slot.lease_id, id, lane, attempt)
+  return { lease_id, id, lane, attempt }
 end
 
-local jobs = slots[1] and repeated()
+local jobs = n_slots > 0 and repeated()
 if jobs then return with_orders(jobs, {}) end
 jobs = {}
 
-for i = first_slot - n_lanes, first_slot - 1 do look(ARGV[i]) end
+local heads, scope_of, fp_of = {}, {}, {}
+for i = 5, first_slot - 1 do
+  local lane = ARGV[i]
+  heads[lane] = order_of(lane_key(lane), AHEAD)
+  scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
+end
 
 -- Each step takes a job or mends the index once; the index is never far out.
-for _ = 1, #slots + STEPS do
-  if #jobs == #slots then break end
+for _ = 1, n_slots + STEPS do
+  if #jobs == n_slots then break end
   local best, first
   for lane, list in pairs(heads) do
     local head = list[1]
@@ -168,23 +144,22 @@ for _ = 1, #slots + STEPS do
     end
   end
   if not best then break end
-  local scope, fp = string.match(best, '^(.*):([^:]+)$')
-  placed[fp .. ' ' .. first.member] = nil
-  jobs[#jobs + 1] = take_from(best, scope, fp, slots[#jobs + 1])
-  for lane in pairs(heads) do
-    if lane == best and scope == 'instance' then
-      look_again(lane, fp)
-    elseif string.sub(lane, -#fp) == fp then
-      look(lane)
-    end
-  end
+  jobs[#jobs + 1] = take_from(best, scope_of[best], fp_of[best], first_slot + 3 * #jobs)
+end
+
+write_orders()
+write_counts()
+if jobs[1] then
+  call('ZADD', DEADLINES, unpack(deadlines))
+  call('SADD', P .. 'pod:' .. me .. ':jobs', unpack(ids))
+  call('SET', took, table.concat(ids, ' '), 'PX', TOOK_MS)
 end
 
 local mine = {}
 for lane, list in pairs(heads) do
-  if #jobs < #slots and not list[1] then
+  if #jobs < n_slots and not list[1] then
     call('ZADD', P .. 'waiting:' .. lane, rank, me)
-  elseif list[1] and (#jobs < #slots or wake_one(lane, me)) then
+  elseif list[1] and (#jobs < n_slots or wake_one(lane, me)) then
     mine[#mine + 1] = lane
   end
 end

@@ -32,5 +32,5 @@ pub use private::{PrivateRedis, PrivateRedisError, PrivateRedisOptions};
 pub use reader::{BLOCK_MAX, ReadFrom, Reader};
 pub use reply::{Arg, Entry, Reply};
 pub use runners::Runners;
-pub use script::Script;
+pub use script::{Library, Script};
 pub use settings::{COMMAND_TIMEOUT, RedisSettings};

@@ -24,11 +24,16 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Short, so that a hung server is found soon.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(300);
 
-static APPEND: Script = Script::new("append", "return redis.call('RPUSH', KEYS[1], unpack(ARGV))");
-static ECHO: Script = Script::new("echo", "return {1, 'a', false, {ARGV[1], {}}, redis.call('HGETALL', KEYS[1])}");
-static INCR: Script = Script::new("incr", "return redis.call('INCR', KEYS[1])");
-static FAILS_HALFWAY: Script =
-    Script::new("fails_halfway", "redis.call('SET', KEYS[1], 'x') return redis.call('LPUSH', KEYS[1], 'y')");
+static APPEND: Script = Script::new("append", "#!lua", &[], "return redis.call('RPUSH', KEYS[1], unpack(ARGV))");
+static ECHO: Script =
+    Script::new("echo", "#!lua", &[], "return {1, 'a', false, {ARGV[1], {}}, redis.call('HGETALL', KEYS[1])}");
+static INCR: Script = Script::new("incr", "#!lua", &[], "return redis.call('INCR', KEYS[1])");
+static FAILS_HALFWAY: Script = Script::new(
+    "fails_halfway",
+    "#!lua",
+    &[],
+    "redis.call('SET', KEYS[1], 'x') return redis.call('LPUSH', KEYS[1], 'y')",
+);
 
 /// The server of the tests that leave it alone. Each of them has its own key prefix.
 fn shared() -> &'static PrivateRedis {

@@ -4,11 +4,11 @@ mod support;
 
 use std::time::Duration;
 
-use job_router::job::{Lease, LeaseId, Priority, ProjectId, Tenant};
+use job_router::job::{Lease, LeaseId, Priority, ProjectId, RunnerId, Tenant};
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{Expired, Renewed, Report, Return, TakenJob};
-use job_router::runner::{Lane, Scope};
-use support::{World, instance_lane, job, name, of_tenant, offers};
+use job_router::redis::{Expired, Keys, Renewed, Report, Return, Runners, TakenJob};
+use job_router::runner::{Lane, RunnerRecord, Scope};
+use support::{World, instance, instance_lane, job, name, of_tenant, offers};
 
 const LEASE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3600);
@@ -74,7 +74,7 @@ async fn assert_only_records_left(world: &World) {
     let left: Vec<String> = world.snapshot().await.into_keys().collect();
     let stays = |key: &String| {
         ["pods", "lanes", "capabilities", "scopes", "events"].contains(&key.as_str())
-            || ["ended:", "project:", "mail:", "waiting:"].iter().any(|prefix| key.starts_with(prefix))
+            || ["ended:", "took:", "project:", "mail:", "waiting:"].iter().any(|prefix| key.starts_with(prefix))
     };
     let leaked: Vec<&String> = left.iter().filter(|key| !stays(key)).collect();
     assert!(leaked.is_empty(), "left behind: {leaked:?}");
@@ -175,7 +175,8 @@ async fn a_given_back_job_keeps_its_place() {
     assert_eq!(give_back(&world, taken[0].lease).await, Outcome::Ok, "repeated");
     assert_eq!(start(&world, taken[0].lease).await, Outcome::Stale);
     assert_eq!(ids(&take(&world, 4).await), [1, 2, 4]);
-    assert_eq!(world.fields(1).await["attempt"], "2");
+    let lease = &world.fields(1).await["lease"];
+    assert_eq!(lease.split(' ').nth(1), Some("2"), "its attempt in {lease}");
 }
 
 #[tokio::test]
@@ -199,7 +200,9 @@ async fn cancel_ends_a_queued_job_and_its_place() {
     assert_eq!(cancel(&world, 1).await, Outcome::Ok);
     assert_eq!(cancel(&world, 1).await, Outcome::Gone);
     assert_eq!(ids(&take(&world, 2).await), [2]);
-    let lease = Lease { job_id: job(2).id, lease_id: world.fields(2).await["lease_id"].parse().expect("a lease id") };
+    let record = &world.fields(2).await["lease"];
+    let lease_id = record.split(' ').next().expect("it has words").parse().expect("a lease id");
+    let lease = Lease { job_id: job(2).id, lease_id };
     start(&world, lease).await;
     finish(&world, lease).await;
     assert_only_records_left(&world).await;
@@ -284,6 +287,7 @@ async fn an_expired_lease_fails_the_job_or_queues_it_again_by_its_attempts() {
     assert_eq!(third.job_id, second.job_id);
     let (expired, _) = world.partition.expire(&name("pod"), TTL, &[(third, "0".to_owned())]).await.expect("expires");
     assert_eq!(expired, [Expired::Failed]);
+    assert_eq!(finish(&world, third).await, Outcome::Gone, "its report is not the one that counted");
     assert_only_records_left(&world).await;
 }
 
@@ -296,7 +300,7 @@ async fn a_resumed_job_belongs_to_its_new_pod() {
     assert_eq!(world.partition.renew(&name("other"), LEASE, &[lease]).await.expect("renews"), [Renewed::Running]);
     let after = world.snapshot().await;
     assert!(!after.contains_key("pod:pod:jobs"));
-    assert!(after["pod:other:jobs"].contains(&lease.lease_id.to_string()));
+    assert!(after["pod:other:jobs"].contains(&lease.job_id.to_string()));
 }
 
 #[tokio::test]
@@ -426,6 +430,23 @@ async fn a_pod_that_finds_nothing_waits_and_is_woken_through_answer_or_mail() {
     let mail = world.snapshot().await.remove("mail:other").expect("mail");
     assert!(mail.contains(&format!("wake lane {}", instance_lane())), "{mail}");
     assert_eq!(world.snapshot().await.get("waiting:other"), None);
+}
+
+#[tokio::test]
+async fn a_pod_that_was_silent_for_a_while_gets_its_mail_and_another_is_woken_too() {
+    let world = instance_world().await;
+    for pod in ["silent", "other"] {
+        world.heartbeat(pod).await;
+        world.partition.take(&name(pod), ACCEPT, 0, &[instance_lane()], &offers(1)).await.expect("takes");
+    }
+    let now = world.redis.command_at("x", "TIME", []).await.expect("a time").into_array().expect("a pair");
+    let long_ago = (now[0].as_str().expect("seconds").parse::<u64>().expect("a number") - 60) * 1000;
+    world.command("ZADD", &[&world.partition.key("pods"), &long_ago.to_string(), "silent"]).await;
+    let waiting = world.partition.key(&format!("waiting:{}", instance_lane()));
+    world.command("ZADD", &[&waiting, "-1", "silent"]).await; // first in line
+    world.queue(job(1)).await;
+    assert!(mailed(&world, "silent").await.contains("wake"), "it may be back, and would wait for ever");
+    assert!(mailed(&world, "other").await.contains("wake"), "the silent one may be dead");
 }
 
 #[tokio::test]
@@ -585,4 +606,21 @@ async fn a_projects_namespaces_are_learnt_from_its_job_though_its_upsert_came_fi
     world.partition.project(ProjectId(1), "1790000000000-0", &tenant, None, None, None).await.expect("stores");
     world.queue(job(1)).await;
     assert_eq!(ids(&take_from(&world, lane(Scope::Group(1)), 1).await), [1]);
+}
+
+#[tokio::test]
+async fn a_late_deletion_takes_no_token_that_another_runner_has_by_now() {
+    let world = World::new().await;
+    let runners = Runners::new(world.redis.clone(), Keys::new(&instance(), 1).runners());
+    let token = "ab".repeat(32);
+    let record = |id: u64| -> RunnerRecord {
+        serde_json::from_value(serde_json::json!({"id": id, "token_sha256": token, "type": "instance"}))
+            .expect("a record")
+    };
+    runners.upsert("1-0", &record(1)).await.expect("stores");
+    runners.upsert("3-0", &record(2)).await.expect("stores");
+    assert_eq!(runners.delete("2-0", RunnerId(1)).await.expect("deletes"), Outcome::Ok);
+    assert_eq!(runners.find(&token).await.expect("looks").map(|found| found.id), Some(2));
+    assert_eq!(runners.delete("4-0", RunnerId(2)).await.expect("deletes"), Outcome::Ok);
+    assert_eq!(runners.find(&token).await.expect("looks"), None);
 }

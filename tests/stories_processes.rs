@@ -163,7 +163,7 @@ async fn a_killed_pods_jobs_go_to_others_within_five_seconds_and_running_ones_ru
     installation
         .until("it has resumed", async || {
             let key = format!("{{{}:0}}:pod:b:jobs", installation.config.key_prefix);
-            let held = installation.redis.command("HLEN", [key.into()]).await.ok()?.as_u64().ok()?;
+            let held = installation.redis.command("SCARD", [key.into()]).await.ok()?.as_u64().ok()?;
             (held == 5).then_some(())
         })
         .await;

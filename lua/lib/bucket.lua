@@ -66,14 +66,15 @@ local function bucket_head(name)
   return entry and tonumber(entry[2][4])
 end
 
--- Takes the first queued entry for a pod. Answers its id, its job and the next one's queue time or nil.
+-- Takes the first queued entry for a pod. Answers its id, its job, the next one's queue time or nil, and whether it had
+-- been given back.
 local function bucket_pop(name, pod)
   local given_back = returned(name, 2)
   if given_back[1] then
     local id = given_back[1][1]
     call('XCLAIM', bucket_key(name), GROUP, pod, 0, id, 'JUSTID')
     local next_entry = given_back[2] or unread(name, last_read(name))
-    return id, given_back[1][2][2], next_entry and tonumber(next_entry[2][4])
+    return id, given_back[1][2][2], next_entry and tonumber(next_entry[2][4]), true
   end
   local answer = redis.pcall('XREADGROUP', 'GROUP', GROUP, pod, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
   if answer and answer.err then
@@ -84,7 +85,7 @@ local function bucket_pop(name, pod)
   local entry = entries_of(answer)[1]
   if not entry then return nil end
   local next_entry = unread(name, entry[1])
-  return entry[1], entry[2][2], next_entry and tonumber(next_entry[2][4])
+  return entry[1], entry[2][2], next_entry and tonumber(next_entry[2][4]), false
 end
 
 -- Puts a taken entry back in its old place.
@@ -94,13 +95,17 @@ local function bucket_return(name, entry_id)
   any_returned = true
 end
 
--- Forgets an entry for good, and the bucket with its last one.
-local function bucket_drop(name, entry_id)
+-- Forgets entries for good.
+local function bucket_forget(name, entry_ids)
   local key = bucket_key(name)
-  call('XACK', key, GROUP, entry_id)
-  call('XDEL', key, entry_id)
-  if call('XLEN', key) == 0 then
-    call('DEL', key)
-    call('SREM', RETURNED, name)
-  end
+  call('XACK', key, GROUP, unpack(entry_ids))
+  call('XDEL', key, unpack(entry_ids))
+end
+
+-- Forgets a bucket that has lost its last entry.
+local function bucket_close(name)
+  local key = bucket_key(name)
+  if call('XLEN', key) > 0 then return end
+  call('DEL', key)
+  call('SREM', RETURNED, name)
 end

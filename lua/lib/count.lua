@@ -2,12 +2,27 @@
 --
 -- running:<tenant>, running:<tenant>:<project>  sets of job ids, never counters: a repeat changes nothing
 
+local counted = {} -- tenant -> project -> jobs that start in this call
+
+-- A job of this project starts; `write_counts` writes it down.
 local function count(tenant, id, job)
   local t, running = tenant_of(tenant), project_running(tenant, id) -- read before they change
-  call('SADD', P .. 'running:' .. tenant, job)
-  call('SADD', P .. 'running:' .. tenant .. ':' .. id, job)
+  counted[tenant] = counted[tenant] or {}
+  counted[tenant][id] = counted[tenant][id] or {}
+  table.insert(counted[tenant][id], job)
   t.running = t.running + 1
   t.projects[id] = running + 1
+end
+
+local function write_counts()
+  for tenant, ids in pairs(counted) do
+    local all = {}
+    for id, jobs in pairs(ids) do
+      call('SADD', P .. 'running:' .. tenant .. ':' .. id, unpack(jobs))
+      for _, job in ipairs(jobs) do all[#all + 1] = job end
+    end
+    call('SADD', P .. 'running:' .. tenant, unpack(all))
+  end
 end
 
 -- A project with a cap may have buckets that stand in no instance lane: place each anew.
@@ -20,28 +35,48 @@ local function place_project(id)
   end
 end
 
--- A tenant's buckets of one project in one lane may go sooner now.
-local function lower_project(fp, tenant, id)
+local OF_PRIORITY = { [-2] = ':-2', [-1] = ':-1', [0] = ':0', ':1', ':2' }
+
+-- A tenant's buckets of these projects in one lane may go sooner now.
+local function lower_projects(fp, tenant, ids)
   local tenant_lane = lane_key('instance:' .. fp) .. ':' .. tenant
-  local members = { id .. ':-2', id .. ':-1', id .. ':0', id .. ':1', id .. ':2' }
-  for i, score in ipairs(call('ZMSCORE', tenant_lane, unpack(members))) do
-    if score then
-      local head = head_in(tonumber(score))
-      call('ZADD', tenant_lane, bucket_score(i - 3, project_running(tenant, id), head), members[i])
+  local members, whose = {}, {}
+  for id in pairs(ids) do
+    for priority, suffix in pairs(OF_PRIORITY) do
+      members[#members + 1] = id .. suffix
+      whose[#members], whose[-#members] = id, priority
     end
   end
+  local lowered = {}
+  for i, score in ipairs(call('ZMSCORE', tenant_lane, unpack(members))) do
+    if score then
+      lowered[#lowered + 1] = bucket_score(whose[-i], project_running(tenant, whose[i]), head_in(tonumber(score)))
+      lowered[#lowered + 1] = members[i]
+    end
+  end
+  if lowered[1] then call('ZADD', tenant_lane, unpack(lowered)) end
 end
 
 local freed = {} -- tenant -> projects whose jobs ended, or went back, in this call
 
--- These jobs of a project end, or go back.
-local function uncount(tenant, id, jobs)
-  local removed = call('SREM', P .. 'running:' .. tenant, unpack(jobs))
-  call('SREM', P .. 'running:' .. tenant .. ':' .. id, unpack(jobs))
-  if removed == 0 then return end
-  tenants[tenant] = nil -- what was read before is old now
+-- These jobs of a tenant, by project, end or go back.
+local function uncount(tenant, of_projects)
+  local all = {}
   freed[tenant] = freed[tenant] or {}
-  freed[tenant][id] = true
+  for id, jobs in pairs(of_projects) do
+    call('SREM', P .. 'running:' .. tenant .. ':' .. id, unpack(jobs))
+    for _, job in ipairs(jobs) do all[#all + 1] = job end
+    freed[tenant][id] = true
+  end
+  call('SREM', P .. 'running:' .. tenant, unpack(all))
+  tenants[tenant] = nil -- what was read before is old now
+end
+
+-- Whether a project has a cap, without reading all of it.
+local any_cap -- whether some project has one; looked up once per call
+local function has_cap(id)
+  if any_cap == nil then any_cap = call('EXISTS', CAPPED) == 1 end
+  return any_cap and call('SISMEMBER', CAPPED, id) == 1
 end
 
 -- The buckets of those projects and their tenants may go sooner now, or come back from a cap. Once per call, at its end.
@@ -49,16 +84,18 @@ local function place_freed()
   for tenant, ids in pairs(freed) do
     local caps = tenant_of(tenant).max_running
     for id in pairs(ids) do
-      if project(id).max_running then
+      if has_cap(id) then
         caps = true
         place_project(id)
       end
     end
     -- Of more lanes than STEPS a random part, so that none waits for ever.
     for _, fp in ipairs(call('SRANDMEMBER', P .. 'tenant:' .. tenant .. ':lanes', STEPS)) do
-      for id in pairs(ids) do lower_project(fp, tenant, id) end
+      hold_order(lane_key('instance:' .. fp))
+      lower_projects(fp, tenant, ids)
       place_tenant(fp, tenant)
       if caps and not tenant_capped(tenant) then uncapped(fp) end
     end
   end
+  write_orders()
 end

@@ -16,25 +16,19 @@ local function lane_key(lane)
   return P .. 'lane:' .. lane
 end
 
-local firsts = {} -- 'fp tenant' -> the tenant's first bucket in that lane and its score, as last read
-local placed = {} -- 'fp tenant' -> the tenant's score in that lane as last written, or false
-
 -- Puts a tenant where it belongs in an instance lane, by its first bucket there; takes it out when it
 -- has none, or has as many running jobs as it may.
 local function place_tenant(fp, tenant)
   local lane = lane_key('instance:' .. fp)
-  local first = call('ZRANGE', lane .. ':' .. tenant, 0, 0, 'WITHSCORES')
-  local which = fp .. ' ' .. tenant
-  firsts[which], placed[which] = first, false
-  if not first[1] then
-    call('ZREM', lane, tenant)
+  local first, score = first_of(lane .. ':' .. tenant)
+  if not first then
+    place(lane, tenant, nil)
     call('SREM', P .. 'tenant:' .. tenant .. ':lanes', fp)
   elseif tenant_capped(tenant) then
-    call('ZREM', lane, tenant)
+    place(lane, tenant, nil)
   else
     local t = tenant_of(tenant)
-    placed[which] = tenant_score(t.running, t.weight, head_in(tonumber(first[2])))
-    call('ZADD', lane, placed[which], tenant)
+    place(lane, tenant, tenant_score(t.running, t.weight, head_in(score)))
   end
 end
 
@@ -60,16 +54,15 @@ local function place_bucket(scope, fp, id, priority, head)
   local lane, member = scope .. ':' .. fp, id .. ':' .. priority
   head = head_of(head)
   if scope ~= 'instance' then
-    call('ZADD', lane_key(lane), fifo_score(priority, head), member)
+    place(lane_key(lane), member, fifo_score(priority, head))
     return
   end
   local tenant = project(id).tenant
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   if project_capped(tenant, id) then
-    call('ZREM', tenant_lane, member)
-  else
-    local added = call('ZADD', tenant_lane, bucket_score(priority, project_running(tenant, id), head), member)
-    if added == 1 then call('SADD', P .. 'tenant:' .. tenant .. ':lanes', fp) end
+    place(tenant_lane, member, nil)
+  elseif place(tenant_lane, member, bucket_score(priority, project_running(tenant, id), head)) then
+    call('SADD', P .. 'tenant:' .. tenant .. ':lanes', fp)
   end
   place_tenant(fp, tenant)
 end
@@ -87,10 +80,10 @@ local function reindex(name, head)
   for _, scope in ipairs(facts.open) do
     local key, member = lane_key(scope .. ':' .. fp), id .. ':' .. priority
     if scope == 'instance' then
-      call('ZREM', key .. ':' .. facts.tenant, member)
+      place(key .. ':' .. facts.tenant, member, nil)
       place_tenant(fp, facts.tenant)
     else
-      call('ZREM', key, member)
+      place(key, member, nil)
     end
   end
 end
@@ -106,8 +99,7 @@ end
 
 -- Wakes one waiting pod per lane of this bucket. `woken` remembers the lanes done in this call. Answers
 -- the lanes in which `me` was the best one waiting.
-local function wake_for(name, me, woken, mine)
-  local fp, id = bucket_parts(name)
+local function wake_for(fp, id, me, woken, mine)
   for _, scope in ipairs(project(id).open) do
     local lane = scope .. ':' .. fp
     if not woken[lane] then

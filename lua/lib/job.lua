@@ -1,15 +1,17 @@
 -- job: the record of a live job, and its end.
 --
 -- job:<id>        hash    state, place ('<bucket> <entry id>'), tenant, max_attempts (unless 1); from the first take on
---                         lease_id, attempt, pod, scope (the one it was taken in), holder (the JSON members of its
---                         events that say who holds it), since_ms, beat, starts, failed_deliveries, cancel_reason.
+--                         lease ('<lease id> <attempt> <tenant> <pod> <scope it was taken in>'), holder (the JSON members
+--                         of its events that say who holds it), since_ms, beat, starts, failed_deliveries, cancel_reason.
 --                         While it is queued these are few and short: Redis keeps them as one small list. A holder
---                         is long, and Redis then keeps a table: larger, but faster to read.
+--                         is long, and Redis then keeps a table: larger, but faster to read. Few fields, as each costs
+--                         about as much as a short key of its own.
 -- order:<id>      string  what the pod needs to hand the job out: a line of JSON, then the payload as Rails wrote it
--- ended:<id>      string  '<outcome> <lease_id or -> <attempt>', kept `ended_ttl`: refuses a late job.pending, answers
---                         a repeated finish
+-- ended:<id>      string  '<outcome> <lease id whose runner reported it, or -> <attempt>', kept `ended_ttl`: refuses a late
+--                         job.pending, answers a repeated finish
 -- deadlines       zset    job -> when to look at its state; the only index of time
--- pod:<pod>:jobs  hash    lease id -> job: what a pod holds, and the answer to a repeated take
+-- pod:<pod>:jobs  set     what a pod holds
+-- took:<lease id> string  the jobs of a take, by the first lease id it offered: the answer to a repeated call
 
 local DEADLINES = P .. 'deadlines'
 
@@ -20,17 +22,27 @@ end
 local closing = {} -- jobs that end in this call, in order
 local closed = {} -- their ids: such a job is live no more, though its record goes only with `settle`
 
+local function lease_text(lease_id, attempt, tenant, pod, scope)
+  return lease_id .. ' ' .. attempt .. ' ' .. tenant .. ' ' .. pod .. ' ' .. scope
+end
+
+-- Its parts; of a job that was never taken '' and '0'.
+local function lease_parts(lease)
+  local lease_id, attempt, tenant, pod, scope = string.match(lease, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+  return lease_id or '', attempt or '0', tenant, pod, scope
+end
+
 -- The live job, or nil.
 local function load_job(id)
   if closed[id] then return nil end
-  local f = call('HMGET', job_key(id), 'state', 'lease_id', 'attempt', 'place', 'tenant', 'pod', 'scope', 'holder')
+  local f = call('HMGET', job_key(id), 'state', 'place', 'lease', 'holder')
   if not f[1] then return nil end
-  local job = {
-    id = id, state = f[1], lease_id = f[2] or '', attempt = f[3] or '0', tenant = f[5], pod = f[6], scope = f[7],
-    holder = f[8] or '',
+  local bucket, entry_id = string.match(f[2], '^(%S+) (%S+)$')
+  local lease_id, attempt, tenant, pod, scope = lease_parts(f[3] or '')
+  return {
+    id = id, state = f[1], bucket = bucket, entry_id = entry_id, lease_id = lease_id, attempt = attempt, tenant = tenant,
+    pod = pod, scope = scope, holder = f[4] or '',
   }
-  job.bucket, job.entry_id = string.match(f[4], '^(%S+) (%S+)$')
-  return job
 end
 
 local function holder_of(job)
@@ -51,35 +63,57 @@ end
 
 -- Takes jobs off their pods and out of the counts that hold them; their bucket entries stay.
 local function release(jobs)
-  local ids, leases, counted = {}, {}, {}
+  local ids, of_pods, counted_in = {}, {}, {}
   for i, job in ipairs(jobs) do
     ids[i] = job.id
-    leases[job.pod] = leases[job.pod] or {}
-    table.insert(leases[job.pod], job.lease_id)
+    of_pods[job.pod] = of_pods[job.pod] or {}
+    table.insert(of_pods[job.pod], job.id)
     if job.scope == 'instance' then
       local _, project_id = bucket_parts(job.bucket)
-      local whose = job.tenant .. ' ' .. project_id
-      counted[whose] = counted[whose] or {}
-      table.insert(counted[whose], job.id)
+      local of_tenant = counted_in[job.tenant] or {}
+      counted_in[job.tenant] = of_tenant
+      of_tenant[project_id] = of_tenant[project_id] or {}
+      table.insert(of_tenant[project_id], job.id)
     end
   end
-  for pod, ended_leases in pairs(leases) do call('HDEL', P .. 'pod:' .. pod .. ':jobs', unpack(ended_leases)) end
+  for pod, of_pod in pairs(of_pods) do call('SREM', P .. 'pod:' .. pod .. ':jobs', unpack(of_pod)) end
   call('ZREM', DEADLINES, unpack(ids))
-  for whose, of_project in pairs(counted) do
-    local tenant, project_id = string.match(whose, '^(%S+) (%d+)$')
-    uncount(tenant, project_id, of_project)
-  end
+  for tenant, of_tenant in pairs(counted_in) do uncount(tenant, of_tenant) end
 end
 
 -- Ends a job: one event, one small record, nothing else left once `settle` has run. A queued job leaves its bucket's head.
-local function close(job, outcome, word, extra, ttl_ms)
+-- `reported_by` is the lease whose runner reported the end, if one did.
+local function close(job, outcome, word, extra, ttl_ms, reported_by)
   local queued = job.state == 'queued'
-  bucket_drop(job.bucket, job.entry_id)
-  if queued then reindex(job.bucket, bucket_head(job.bucket)) end
+  if queued then
+    bucket_forget(job.bucket, { job.entry_id })
+    reindex(job.bucket, bucket_head(job.bucket))
+  end
   emit(word, job.id, job.attempt, holder_of(job) .. extra)
-  remember_end(job.id, outcome, queued and '' or job.lease_id, job.attempt, ttl_ms)
+  remember_end(job.id, outcome, reported_by or '', job.attempt, ttl_ms)
   closed[job.id] = true
   closing[#closing + 1] = job
+end
+
+-- The entries of jobs that have ended leave their buckets, and empty buckets go.
+local function drop_entries()
+  local entries, names, members = {}, {}, {}
+  for _, job in ipairs(closing) do
+    local name = job.bucket
+    if not entries[name] then
+      entries[name] = {}
+      names[#names + 1] = name
+      members[#members + 1] = bucket_member(bucket_parts(name))
+    end
+    if job.state ~= 'queued' then table.insert(entries[name], job.entry_id) end
+  end
+  if not names[1] then return end
+  -- A bucket with queued jobs is not empty.
+  local queued = call('ZMSCORE', BUCKETS, unpack(members))
+  for i, name in ipairs(names) do
+    if entries[name][1] then bucket_forget(name, entries[name]) end
+    if not queued[i] then bucket_close(name) end
+  end
 end
 
 -- The end of every script that ends jobs or gives them back: what is done once for all of them. The records of ended jobs go
@@ -91,6 +125,7 @@ local function settle()
     keys[#keys + 1] = job_key(job.id)
     keys[#keys + 1] = P .. 'order:' .. job.id
   end
+  drop_entries()
   if held[1] then release(held) end
   place_freed()
   if keys[1] then call('UNLINK', unpack(keys)) end
@@ -103,5 +138,6 @@ local function requeue(job, reason, me, mine)
   call('HSET', job_key(job.id), 'state', 'queued', 'since_ms', NOW_TEXT)
   emit('requeued', job.id, job.attempt, holder_of(job) .. ',"reason":"' .. reason .. '"')
   index(job.bucket, bucket_head(job.bucket))
-  wake_for(job.bucket, me, {}, mine)
+  local fp, project_id = bucket_parts(job.bucket)
+  wake_for(fp, project_id, me, {}, mine)
 end

@@ -1,29 +1,17 @@
 -- project: who may run a project's jobs, and who pays.
 --
--- project:<id>  hash  tenant, namespaces (ids joined by ','), instance_runners, group_runners (0 or 1),
---                     version (inbox entry id of the newest message), namespaces_version (of the newest that told
---                     them), max_running, cap_version, open (its scopes that some runner has, joined by ' '),
---                     unindexed (1 until its buckets follow a change)
+-- project:<id>  hash  route ('<tenant> <max_running or -> <its scopes that some runner has, joined by ' '>': what every
+--                     move reads), facts ('<tenant> <instance_runners> <group_runners> <namespaces joined by ','>', as
+--                     Rails told them), job_version and upsert_version (inbox entry ids of the newest job.pending, and of
+--                     the newest project.upserted that changed its facts), cap_version, unindexed (1 until its buckets
+--                     follow a change)
+-- capped        set   projects with a max_running
 -- tenant:<key>  hash  weight, max_running, version
 
 local SCOPES = P .. 'scopes'
+local CAPPED = P .. 'capped'
 local projects = {}
 local tenants = {}
-
--- The scopes of these facts that some runner has, as a string and a list.
-local function open_scopes(id, namespaces, instance_runners, group_runners)
-  local wanted = { 'project:' .. id }
-  if instance_runners == '1' then wanted[#wanted + 1] = 'instance' end
-  if group_runners == '1' then
-    for namespace in string.gmatch(namespaces, '%d+') do wanted[#wanted + 1] = 'group:' .. namespace end
-  end
-  local seen = call('ZMSCORE', SCOPES, unpack(wanted))
-  local open = {}
-  for i, scope in ipairs(wanted) do
-    if seen[i] then open[#open + 1] = scope end
-  end
-  return table.concat(open, ' '), open
-end
 
 local function split(text)
   local words = {}
@@ -31,20 +19,60 @@ local function split(text)
   return words
 end
 
--- A project as it is now; read once per call.
-local function project(id)
-  local known = projects[id]
-  if known then return known end
-  local f = call('HMGET', P .. 'project:' .. id,
-    'tenant', 'namespaces', 'instance_runners', 'group_runners', 'version', 'max_running', 'open', 'unindexed',
-    'namespaces_version')
-  known = {
-    tenant = f[1], namespaces = f[2], instance_runners = f[3], group_runners = f[4], version = f[5],
-    max_running = tonumber(f[6] or ''), open_text = f[7], open = split(f[7] or ''), unindexed = f[8],
-    namespaces_version = f[9], -- those of the newest job
-  }
+local function project_of(id, route)
+  local known = { open = {}, cap = '-' }
+  if route then
+    local open
+    known.tenant, known.cap, open = string.match(route, '^(%S+) (%S+) ?(.*)$')
+    known.open, known.route = split(open), route
+  end
   projects[id] = known
   return known
+end
+
+-- A project as it is now; read once per call.
+local function project(id)
+  return projects[id] or project_of(id, call('HGET', P .. 'project:' .. id, 'route'))
+end
+
+-- The same with what Rails told; read once per call.
+local function project_facts(id)
+  local known = projects[id]
+  if known and known.told then return known end
+  local f = call('HMGET', P .. 'project:' .. id, 'route', 'facts', 'job_version', 'upsert_version', 'unindexed')
+  known = known or project_of(id, f[1])
+  known.facts, known.job_version, known.upsert_version, known.unindexed = f[2], f[3], f[4], f[5]
+  known.told = true
+  return known
+end
+
+-- tenant, instance_runners, group_runners, namespaces
+local function facts_parts(facts)
+  return string.match(facts, '^(%S+) (%S+) (%S+) ?(.*)$')
+end
+
+-- Looks which of a project's scopes some runner has, and writes its route where that or its facts have changed.
+local function route_project(id)
+  local known = projects[id]
+  local tenant, instance_runners, group_runners, namespaces = facts_parts(known.facts)
+  local wanted = { 'project:' .. id }
+  if instance_runners == '1' then wanted[#wanted + 1] = 'instance' end
+  if group_runners == '1' then
+    for namespace in string.gmatch(namespaces, '%d+') do wanted[#wanted + 1] = 'group:' .. namespace end
+  end
+  local open = {}
+  for i, seen in ipairs(call('ZMSCORE', SCOPES, unpack(wanted))) do
+    if seen then open[#open + 1] = wanted[i] end
+  end
+  local route = tenant .. ' ' .. known.cap .. ' ' .. table.concat(open, ' ')
+  if route ~= known.route then call('HSET', P .. 'project:' .. id, 'route', route) end
+  known.tenant, known.open, known.route, known.looked = tenant, open, route, true
+end
+
+-- Scopes open and close while a project has nothing queued, when `index` does not meet it: look again which are
+-- open, once per call.
+local function look_at_scopes(id)
+  if not project_facts(id).looked then route_project(id) end
 end
 
 local function in_scope(id, scope)
@@ -52,16 +80,6 @@ local function in_scope(id, scope)
     if open == scope then return true end
   end
   return false
-end
-
--- Scopes open and close while a project has nothing queued, when `index` does not meet it: look again which are
--- open, once per call.
-local function look_at_scopes(id)
-  local facts = project(id)
-  if facts.looked then return end
-  local open, list = open_scopes(id, facts.namespaces, facts.instance_runners, facts.group_runners)
-  if open ~= facts.open_text then call('HSET', P .. 'project:' .. id, 'open', open) end
-  facts.open_text, facts.open, facts.looked = open, list, true
 end
 
 -- A tenant as it is now; read once per call. `running` counts its jobs on instance runners.
@@ -94,6 +112,6 @@ local function tenant_capped(tenant)
 end
 
 local function project_capped(tenant, id)
-  local cap = project(id).max_running
-  return cap and project_running(tenant, id) >= cap
+  local cap = project(id).cap
+  return cap ~= '-' and project_running(tenant, id) >= tonumber(cap)
 end

@@ -4,14 +4,15 @@
 -- and wakes it; a woken pod takes, or passes the wake on. So no wake is lost while its pod lives, and
 -- `recover` passes on those of a dead pod.
 
-local DEAD_AFTER_MS = 5000 -- a pod this silent is not worth waking; longer than `pod_dead_after`'s default
+local SILENT_AFTER_MS = 5000 -- a pod this silent may be dead: others are woken too
 
--- Mail for one pod, unless it is dead: mail for the dead would never go away.
+-- Mail for one pod that is known: it may be late, but reads its mail when it is back; if it is buried, its wakes are passed
+-- on. Answers whether it has been heard of lately.
 local function mail(pod, ...)
   local seen = call('ZSCORE', KEYS[2], pod)
-  if not seen or NOW - seen > DEAD_AFTER_MS then return false end
+  if not seen then return false end
   call('XADD', P .. 'mail:' .. pod, 'MAXLEN', '~', 10000, '*', ...)
-  return true
+  return NOW - seen <= SILENT_AFTER_MS
 end
 
 -- Takes the best waiting pod of a lane and wakes it. `me` is not mailed: it is answered true instead.

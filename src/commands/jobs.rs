@@ -84,6 +84,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 async fn find(redis: &Redis, partition: u16, prefix: &str, id: u64) -> anyhow::Result<Option<Found>> {
     let mut record = hash(redis.command("HGETALL", [format!("{prefix}job:{id}").into()]).await?)?;
     if let Some(state) = record.remove("state") {
+        if let Some(lease) = record.remove("lease") {
+            let parts = ["lease_id", "attempt", "tenant", "pod", "scope"].into_iter().map(str::to_owned);
+            record.extend(parts.zip(lease.split(' ').map(str::to_owned)));
+        }
         // As Rails knows it, not as it stands in keys.
         if let Some(tenant) = record.get_mut("tenant") {
             *tenant = Tenant::from_key(tenant)?.name().to_owned();

@@ -213,7 +213,7 @@ impl Partition {
 
     /// `fan_out`: queues jobs. With each comes the id of its inbox entry.
     pub async fn fan_out(&self, pod: &Name, jobs: &[(String, PendingJob)]) -> Result<FannedOut, RedisError> {
-        let mut args = Vec::with_capacity(1 + jobs.len() * 13);
+        let mut args = Vec::with_capacity(1 + jobs.len() * 10);
         args.push(pod.as_str().into());
         for (entry_id, job) in jobs {
             push_job(&mut args, entry_id, job);
@@ -516,14 +516,13 @@ fn push_job(args: &mut Vec<Arg>, entry_id: &str, job: &PendingJob) {
     serde_json::to_writer(&mut order, &head).expect("a vector takes all");
     order.push(b'\n');
     order.extend_from_slice(job.payload.get().as_bytes());
+    let (instance, group) = (u8::from(job.project.instance_runners), u8::from(job.project.group_runners));
+    let facts = format!("{} {instance} {group} {}", job.tenant.key(), namespaces.join(","));
     args.extend([
         job.id.0.into(),
         entry_id.into(),
-        job.tenant.key().into(),
         job.project.id.0.into(),
-        namespaces.join(",").into(),
-        u64::from(job.project.instance_runners).into(),
-        u64::from(job.project.group_runners).into(),
+        facts.into(),
         job.capability.fingerprint().to_string().into(),
         serde_json::to_string(&*job.capability).expect("a capability is JSON").into(),
         i64::from(job.priority.rank()).into(),

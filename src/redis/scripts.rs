@@ -1,69 +1,61 @@
-//! The scripts, glued together from `lua/` at compile time, and what they answer.
+//! The scripts, compiled in from `lua/`, and what they answer.
 
-use super::{RedisError, Reply, Script};
+use super::{Library, RedisError, Reply, Script};
 
-/// The libraries in `lua/lib/`, glued in the order in which they build on each other.
-macro_rules! libs {
-    ($($name:literal)*) => { concat!($(include_str!(concat!("../../lua/lib/", $name, ".lua")), "\n",)*) };
+macro_rules! libraries {
+    ($($name:literal)*) => {
+        &[$(Library { name: $name, source: include_str!(concat!("../../lua/lib/", $name, ".lua")) },)*]
+    };
 }
 
-/// A script: its first line with the flags, its libraries, its body. `tests/tidy.rs` checks that the flags and
-/// libraries are those its header names.
+/// The libraries in `lua/lib/`, in the order in which they build on each other.
+pub(super) const LIBRARIES: &[Library] = libraries!(
+    "base" "reply" "event" "score" "wake" "version" "project" "bucket" "order" "index" "count" "job"
+);
+
+/// A script: its first line with the flags, and its body. `tests/tidy.rs` checks that the flags are those its header names.
 macro_rules! script {
-    ($name:literal, $flags:literal, none) => { script!(@ $name, $flags, "") };
-    ($name:literal, $flags:literal, base) => { script!(@ $name, $flags, libs!("base")) };
-    ($name:literal, $flags:literal, registry) => { script!(@ $name, $flags, libs!("reply" "version")) };
-    ($name:literal, $flags:literal, project) => {
-        script!(@ $name, $flags, libs!("base" "reply" "version" "project"))
-    };
-    ($name:literal, $flags:literal, index) => {
-        script!(@ $name, $flags, libs!("base" "reply" "event" "score" "wake" "version" "project" "bucket" "index"))
-    };
-    ($name:literal, $flags:literal, job) => {
-        script!(@ $name, $flags,
-            libs!("base" "reply" "event" "score" "wake" "version" "project" "bucket" "index" "count" "job"))
-    };
-    (@ $name:literal, $flags:literal, $libs:expr) => {
-        Script::new($name, concat!("#!lua", $flags, "\n", $libs, include_str!(concat!("../../lua/", $name, ".lua"))))
+    ($name:literal, $flags:literal) => {
+        Script::new($name, concat!("#!lua", $flags), LIBRARIES, include_str!(concat!("../../lua/", $name, ".lua")))
     };
 }
 
 /// Puts pending jobs into their buckets.
-pub static FAN_OUT: Script = script!("fan_out", "", job);
+pub static FAN_OUT: Script = script!("fan_out", "");
 /// Moves jobs from their buckets to free slots.
-pub static TAKE: Script = script!("take", " flags=allow-oom", job);
+pub static TAKE: Script = script!("take", " flags=allow-oom");
 /// Records that accepted jobs run.
-pub static START: Script = script!("start", " flags=allow-oom", job);
+pub static START: Script = script!("start", " flags=allow-oom");
 /// Keeps held jobs alive.
-pub static RENEW: Script = script!("renew", " flags=allow-oom", job);
+pub static RENEW: Script = script!("renew", " flags=allow-oom");
 /// Returns assigned jobs to their places.
-pub static GIVE_BACK: Script = script!("give_back", " flags=allow-oom", job);
+pub static GIVE_BACK: Script = script!("give_back", " flags=allow-oom");
 /// Records the end of jobs.
-pub static FINISH: Script = script!("finish", " flags=allow-oom", job);
+pub static FINISH: Script = script!("finish", " flags=allow-oom");
 /// Cancels a job.
-pub static CANCEL: Script = script!("cancel", " flags=allow-oom", job);
+pub static CANCEL: Script = script!("cancel", " flags=allow-oom");
 /// Ends leases that ran out.
-pub static EXPIRE: Script = script!("expire", " flags=allow-oom", job);
+pub static EXPIRE: Script = script!("expire", " flags=allow-oom");
 /// Lists jobs whose deadline is near.
-pub static DUE: Script = script!("due", " flags=allow-oom", job);
+pub static DUE: Script = script!("due", " flags=allow-oom");
 /// Says that a pod is alive.
-pub static HEARTBEAT: Script = script!("heartbeat", " flags=allow-oom", base);
+pub static HEARTBEAT: Script = script!("heartbeat", " flags=allow-oom");
 /// Cleans up after a pod.
-pub static BURY: Script = script!("bury", " flags=allow-oom", job);
+pub static BURY: Script = script!("bury", " flags=allow-oom");
 /// Opens a scope.
-pub static SCOPE: Script = script!("scope", "", project);
+pub static SCOPE: Script = script!("scope", "");
 /// Indexes a page of buckets.
-pub static INDEX: Script = script!("index", "", index);
+pub static INDEX: Script = script!("index", "");
 /// Looks for stuck lanes, closes idle ones, trims the events.
-pub static SWEEP: Script = script!("sweep", " flags=allow-oom", index);
+pub static SWEEP: Script = script!("sweep", " flags=allow-oom");
 /// Stores a tenant's weight and cap.
-pub static TENANT: Script = script!("tenant", "", index);
+pub static TENANT: Script = script!("tenant", "");
 /// Stores a project's switches and cap.
-pub static PROJECT: Script = script!("project", "", project);
+pub static PROJECT: Script = script!("project", "");
 /// Stores a runner's record.
-pub static RUNNER_UPSERT: Script = script!("runner_upsert", "", registry);
+pub static RUNNER_UPSERT: Script = script!("runner_upsert", "");
 /// Finds a runner by its token's hash.
-pub static RUNNER_FIND: Script = script!("runner_find", " flags=no-writes", none);
+pub static RUNNER_FIND: Script = script!("runner_find", " flags=no-writes");
 
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
 pub static ALL: [&Script; 18] = [

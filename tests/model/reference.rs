@@ -231,7 +231,7 @@ impl Reference {
         if job.state == State::Assigned {
             job.failures = failures;
         }
-        self.moves(id, next, ("failed", "failed"));
+        self.moves(id, next, ("failed", "failed"), None);
         Outcome::Ok
     }
 
@@ -245,7 +245,7 @@ impl Reference {
             return Outcome::Ok;
         };
         let next = job.state.next(Event::Cancel).expect("a live job can be canceled");
-        self.moves(id, next, ("canceled", "canceled"));
+        self.moves(id, next, ("canceled", "canceled"), None);
         Outcome::Ok
     }
 
@@ -267,7 +267,7 @@ impl Reference {
         let event = if report.lease_id.is_some() { Event::Finish } else { Event::FinishByRails };
         let Some(next) = job.state.next(event) else { return Outcome::Refused };
         let end = if job.state == State::Canceling { ("canceled", "canceled") } else { (report.status, "finished") };
-        self.moves(id, next, end);
+        self.moves(id, next, end, report.lease_id);
         Outcome::Ok
     }
 
@@ -280,7 +280,7 @@ impl Reference {
         let event = Event::Expire { attempts_left: job.starts < job.max_attempts };
         let Some(next) = job.state.next(event) else { return Expired::Not };
         let canceling = job.state == State::Canceling;
-        self.moves(id, next, if canceling { ("canceled", "canceled") } else { ("failed", "failed") });
+        self.moves(id, next, if canceling { ("canceled", "canceled") } else { ("failed", "failed") }, None);
         match next {
             State::Queued => Expired::Requeued,
             _ if canceling => Expired::Canceled,
@@ -292,7 +292,7 @@ impl Reference {
         let held = |job: &Job| job.pod == pod && job.state.next(Event::PodGone).is_some();
         let ids: Vec<u64> = self.jobs.iter().filter(|(_, job)| held(job)).map(|(id, _)| *id).collect();
         for id in &ids {
-            self.moves(*id, State::Queued, ("", ""));
+            self.moves(*id, State::Queued, ("", ""), None);
         }
         ids.len() as u64
     }
@@ -310,16 +310,16 @@ impl Reference {
         job.attempt
     }
 
-    /// To its next state, with the event and the record that go with it. `end`: outcome and event, should it end.
-    fn moves(&mut self, id: u64, next: State, end: (&str, &str)) {
+    /// To its next state, with the event and the record that go with it. `end`: outcome and event, should it end; whose
+    /// report ended it.
+    fn moves(&mut self, id: u64, next: State, end: (&str, &str), reported_by: Option<LeaseId>) {
         let job = self.jobs.get_mut(&id).expect("it lives");
         let was = std::mem::replace(&mut job.state, next);
         match next {
             State::Queued if was != next => self.events.push((id, "requeued".into(), job.attempt)),
             State::Ended => {
-                let lease = if was == State::Queued { None } else { job.lease };
                 self.events.push((id, end.1.into(), job.attempt));
-                self.ended.insert(id, (end.0.into(), lease));
+                self.ended.insert(id, (end.0.into(), reported_by));
                 self.jobs.remove(&id);
             }
             _ => {}
