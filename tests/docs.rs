@@ -15,7 +15,7 @@ fn files(ending: &str) -> Vec<PathBuf> {
         for entry in std::fs::read_dir(&folder).expect("a folder can be read") {
             let path = entry.expect("an entry can be read").path();
             let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
-            if name.starts_with('.') || name == "target" {
+            if name.starts_with('.') || ["target", "node_modules"].contains(&&*name) {
                 continue;
             } else if path.is_dir() {
                 folders.push(path);
