@@ -35,29 +35,30 @@ local function place_project(id)
   end
 end
 
-local OF_PRIORITY = { [-2] = ':-2', [-1] = ':-1', [0] = ':0', ':1', ':2' }
+local OF_PRIORITY = { ':-2', ':-1', ':0', ':1', ':2' }
 
--- A tenant's buckets of these projects in one lane may go sooner now.
-local function lower_projects(fp, tenant, ids)
+-- A tenant's buckets of these projects in one lane may go sooner now: by as many running jobs as each has lost. What was a
+-- lower bound stays one, and nothing has to be counted.
+local function lower_projects(fp, tenant, lost)
   local tenant_lane = lane_key('instance:' .. fp) .. ':' .. tenant
-  local members, whose = {}, {}
-  for id in pairs(ids) do
-    for priority, suffix in pairs(OF_PRIORITY) do
+  local members, by = {}, {}
+  for id, count in pairs(lost) do
+    for _, suffix in ipairs(OF_PRIORITY) do
       members[#members + 1] = id .. suffix
-      whose[#members], whose[-#members] = id, priority
+      by[#members] = count
     end
   end
   local lowered = {}
   for i, score in ipairs(call('ZMSCORE', tenant_lane, unpack(members))) do
     if score then
-      lowered[#lowered + 1] = bucket_score(whose[-i], project_running(tenant, whose[i]), head_in(tonumber(score)))
+      lowered[#lowered + 1] = lowered_score(tonumber(score), by[i])
       lowered[#lowered + 1] = members[i]
     end
   end
   if lowered[1] then call('ZADD', tenant_lane, unpack(lowered)) end
 end
 
-local freed = {} -- tenant -> projects whose jobs ended, or went back, in this call
+local freed = {} -- tenant -> project -> how many of its jobs ended, or went back, in this call
 
 -- These jobs of a tenant, by project, end or go back.
 local function uncount(tenant, of_projects)
@@ -66,7 +67,7 @@ local function uncount(tenant, of_projects)
   for id, jobs in pairs(of_projects) do
     call('SREM', P .. 'running:' .. tenant .. ':' .. id, unpack(jobs))
     for _, job in ipairs(jobs) do all[#all + 1] = job end
-    freed[tenant][id] = true
+    freed[tenant][id] = (freed[tenant][id] or 0) + #jobs
   end
   call('SREM', P .. 'running:' .. tenant, unpack(all))
   tenants[tenant] = nil -- what was read before is old now
@@ -81,9 +82,9 @@ end
 
 -- The buckets of those projects and their tenants may go sooner now, or come back from a cap. Once per call, at its end.
 local function place_freed()
-  for tenant, ids in pairs(freed) do
+  for tenant, lost in pairs(freed) do
     local caps = tenant_of(tenant).max_running
-    for id in pairs(ids) do
+    for id in pairs(lost) do
       if has_cap(id) then
         caps = true
         place_project(id)
@@ -92,7 +93,7 @@ local function place_freed()
     -- Of more lanes than STEPS a random part, so that none waits for ever.
     for _, fp in ipairs(call('SRANDMEMBER', P .. 'tenant:' .. tenant .. ':lanes', STEPS)) do
       hold_order(lane_key('instance:' .. fp))
-      lower_projects(fp, tenant, ids)
+      lower_projects(fp, tenant, lost)
       place_tenant(fp, tenant)
       if caps and not tenant_capped(tenant) then uncapped(fp) end
     end

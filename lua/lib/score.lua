@@ -33,6 +33,12 @@ local function bucket_score(priority, running, head)
   return (2 - priority) * PRIORITY_SPAN + running * HEAD_SPAN + head
 end
 
+-- The same when so many of its project's running jobs are gone; a count that was cut off at 1023 may be more.
+local function lowered_score(score, lost)
+  local running = math.floor(score / HEAD_SPAN) % 1024
+  return score - math.min(lost, running) * HEAD_SPAN
+end
+
 -- Bucket in a group or project lane: priority, then oldest head.
 local function fifo_score(priority, head)
   return (2 - priority) * PRIORITY_SPAN + head
