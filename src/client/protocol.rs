@@ -7,7 +7,8 @@
 //! Invariants:
 //! 1. An executor runs only after `Start` (or `Welcome.resumed`), and never past its fence ([`super::fence`]).
 //! 2. A job that is no longer this runner's is killed and reports nothing.
-//! 3. `Finished` is sent when a job ends and again on every new session, until its `FinishedAck`.
+//! 3. `Finished` is sent when a job ends, again on every new session, and again when the router has answered
+//!    [`REPEAT_BEATS`] beats since without its `FinishedAck`.
 //! 4. While another session is being opened, no job is accepted: `Hello` has listed what there is.
 
 use std::collections::VecDeque;
@@ -25,6 +26,9 @@ use crate::proto::{Assign, BeatAck, Hello, Slots, Welcome};
 
 /// How long past its own limit a job is left to the executor, which may want to end it cleanly.
 const OVERDUE_MS: u64 = 5_000;
+/// So many more beats than the first after a `Finished` must be acknowledged before it is said again. Counted in beats
+/// that are answered, not in time: while the router cannot reach Redis, it answers neither, and holds what it was told.
+const REPEAT_BEATS: u64 = 2;
 /// How long a handed-back job is remembered in case its `Start` was on the way: a round trip, generously.
 const CROSSING_MS: u64 = 1_000;
 
@@ -113,15 +117,13 @@ impl Protocol {
         });
         self.summary.sessions += 1;
         self.jobs.values_mut().for_each(|held| held.listed_from = 1);
-        let again = |(lease, held): (Lease, &Held)| match &held.stage {
-            Stage::Finished(outcome) => Some(Action::Send(wire::finished(&lease, outcome))),
-            _ => None,
-        };
-        self.actions.extend(self.jobs.iter().filter_map(again));
+        for lease in self.jobs.leases_where(|held| matches!(held.stage, Stage::Finished { .. })) {
+            self.report(&lease);
+        }
         let resumed: Vec<_> =
             welcome.resumed.iter().filter_map(|r| Some((wire::lease_of(r.lease.as_ref())?, r))).collect();
         let kept: std::collections::HashSet<Lease> = resumed.iter().map(|(lease, _)| *lease).collect();
-        for lease in self.jobs.leases_where(|held| !matches!(held.stage, Stage::Finished(_))) {
+        for lease in self.jobs.leases_where(|held| !matches!(held.stage, Stage::Finished { .. })) {
             if !kept.contains(&lease) {
                 self.lose(&lease, "not resumed");
             }
@@ -162,7 +164,7 @@ impl Protocol {
                 this.lose(lease, &revoked.reason);
             }),
             Down::FinishedAck(ack) => self.with_lease(ack.lease.as_ref(), |this, lease| {
-                if matches!(this.jobs.get_mut(lease).map(|held| &held.stage), Some(Stage::Finished(_))) {
+                if matches!(this.jobs.get_mut(lease).map(|held| &held.stage), Some(Stage::Finished { .. })) {
                     this.jobs.remove(lease);
                 }
             }),
@@ -186,7 +188,7 @@ impl Protocol {
                 now >= held.fence || now >= *overdue || cancel_by.is_some_and(|at| now >= at)
             }
             Stage::Dying { report } => report.is_some() && now >= held.fence,
-            Stage::Finished(_) => false,
+            Stage::Finished { .. } => false,
         };
         for lease in self.jobs.leases_where(lapsed) {
             let Some(held) = self.jobs.get_mut(&lease) else { continue };
@@ -257,7 +259,7 @@ impl Protocol {
 
     /// What was done so far.
     pub(super) fn summary(&self) -> Summary {
-        let unacknowledged = self.jobs.iter().filter(|(_, held)| matches!(held.stage, Stage::Finished(_))).count();
+        let unacknowledged = self.jobs.iter().filter(|(_, held)| matches!(held.stage, Stage::Finished { .. })).count();
         Summary { unacknowledged: unacknowledged as u64, ..self.summary.clone() }
     }
 
@@ -291,7 +293,7 @@ impl Protocol {
             }
             Some((held, _)) if held == lease => return,
             // The router has given it a new lease, so the old one is over, and its process must go first.
-            Some((held, stage)) if !matches!(stage, Stage::Finished(_)) => {
+            Some((held, stage)) if !matches!(stage, Stage::Finished { .. }) => {
                 self.lose(&held, "assigned anew");
                 Err(Reason::BUSY)
             }
@@ -353,7 +355,7 @@ impl Protocol {
     fn lose(&mut self, lease: &Lease, reason: &str) {
         let Some(held) = self.jobs.get_mut(lease) else { return };
         match &mut held.stage {
-            Stage::Accepted { .. } | Stage::Finished(_) => self.jobs.remove(lease),
+            Stage::Accepted { .. } | Stage::Finished { .. } => self.jobs.remove(lease),
             Stage::Dying { report } => *report = None,
             Stage::Running { .. } => {
                 self.summary.lost += 1;
@@ -370,10 +372,17 @@ impl Protocol {
             Status::Failed => self.summary.failed += 1,
             Status::Canceled => self.summary.canceled += 1,
         }
-        if self.session.is_some() {
-            self.actions.push_back(Action::Send(wire::finished(lease, &outcome)));
+        self.jobs.set(lease, Stage::Finished { outcome, repeat_at: u64::MAX });
+        self.report(lease);
+    }
+
+    /// Says how a job ended, if there is anybody to hear it.
+    fn report(&mut self, lease: &Lease) {
+        let (Some(session), Some(held)) = (&self.session, self.jobs.get_mut(lease)) else { return };
+        if let Stage::Finished { outcome, repeat_at } = &mut held.stage {
+            *repeat_at = session.beats.next_sequence() + REPEAT_BEATS;
+            self.actions.push_back(Action::Send(wire::finished(lease, outcome)));
         }
-        self.jobs.set(lease, Stage::Finished(outcome));
     }
 
     fn beat_acknowledged(&mut self, ack: &BeatAck) {
@@ -384,9 +393,14 @@ impl Protocol {
                 held.fence = fence;
             }
         }
+        let unheard =
+            |held: &Held| matches!(held.stage, Stage::Finished { repeat_at, .. } if repeat_at <= ack.sequence);
+        for lease in self.jobs.leases_where(unheard) {
+            self.report(&lease);
+        }
         for lease in ack.gone.iter().filter_map(|lease| wire::lease_of(Some(lease))) {
             // An end whose acknowledgement is on its way is gone too; it is repeated until that comes.
-            if !matches!(self.jobs.get_mut(&lease).map(|held| &held.stage), Some(Stage::Finished(_))) {
+            if !matches!(self.jobs.get_mut(&lease).map(|held| &held.stage), Some(Stage::Finished { .. })) {
                 self.lose(&lease, "gone");
             }
         }

@@ -87,6 +87,28 @@ fn a_job_runs_only_after_start_and_ends_with_its_outcome() {
 }
 
 #[test]
+fn an_unacknowledged_end_is_said_again_after_a_few_answered_beats_and_not_while_none_is() {
+    let (mut protocol, job) = (connected(1), lease(1));
+    running(&mut protocol, &job, START);
+    protocol.tick(START);
+    protocol.ended(&job, Some(Outcome::success()));
+    assert_eq!(actions(&mut protocol), ["beat 1 [1]", "finished 1 1 "]);
+    for beat in 1..=4 {
+        protocol.tick(START.plus(beat * 10_000));
+    }
+    assert_eq!(actions(&mut protocol).len(), 4, "beats, and nothing else: the router answers nobody");
+    let mut answered = |sequence| receive(&mut protocol, ack(sequence, &[job]), START.plus(40_000));
+    // Beat 1 was sent before the end, so its answer says nothing about it.
+    for sequence in 1..=3 {
+        assert!(answered(sequence).is_empty(), "the acknowledgement may be on its way");
+    }
+    assert_eq!(answered(4), ["finished 1 1 "]);
+    assert!(answered(5).is_empty(), "it was just said");
+    receive(&mut protocol, Down::FinishedAck(FinishedAck { lease: on_wire(&job), recorded: true }), START);
+    assert!(protocol.is_idle());
+}
+
+#[test]
 fn slots_are_told_only_when_the_router_cannot_know_them() {
     let mut protocol = connected(2);
     assert_eq!(protocol.slots_to_tell(), None, "Hello said it");

@@ -303,6 +303,24 @@ async fn an_outcome_whose_acknowledgement_was_lost_is_repeated_on_the_next_sessi
 }
 
 #[tokio::test]
+async fn an_outcome_whose_acknowledgement_was_lost_is_repeated_on_the_same_session() {
+    let mut router = Router::start().await;
+    let runner = Runner::start(&router, 1);
+    let mut peer = router.meet().await;
+    peer.send(Down::Welcome(Welcome { lease_ms: 2_000, beat_interval_ms: 50, ..Welcome::default() })).await;
+    let lease = peer.run(1).await;
+    runner.puppet.end(1).await;
+    for time in 1..=3 {
+        assert_eq!(peer.finished().await.lease, on_wire(&lease), "time {time}");
+    }
+    peer.acknowledge(&lease).await;
+    runner.shutdown.stop.cancel();
+    peer.closed().await;
+    let summary = runner.end().await.expect("a clean end");
+    assert_eq!((summary.sessions, summary.succeeded, summary.unacknowledged), (1, 1, 0));
+}
+
+#[tokio::test]
 async fn a_running_job_outlives_the_connection_and_is_resumed() {
     let mut router = Router::start().await;
     let runner = Runner::start(&router, 2);
