@@ -31,8 +31,8 @@ pub(super) struct Held {
 /// How far a job is.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// Waits for `Start`. A job handed back (at shutdown) is forgotten at `forget`, unless a `Start` crossed that.
-    Accepted { assignment: Assignment, forget: Option<BootTime> },
+    /// Waits for `Start`; if it was handed back (at shutdown), for `Revoked` or a `Start` that crossed that.
+    Accepted { assignment: Assignment, declined: bool },
     /// Its executor runs. Killed at `cancel_by` (the grace of a cancel) and at `overdue` (the job's own limit).
     Running { cancel_by: Option<BootTime>, overdue: BootTime },
     /// Its executor was told to stop at once; `report` is what the router will hear, nothing if the job is
@@ -55,7 +55,7 @@ pub(super) struct Table {
 impl Held {
     /// Whether the router counts it as this runner's: then `Hello` and `Beat` list it.
     pub(super) fn is_ours(&self) -> bool {
-        !matches!(self.stage, Stage::Accepted { forget: Some(_), .. } | Stage::Dying { report: None })
+        !matches!(self.stage, Stage::Dying { report: None })
     }
 }
 
@@ -117,10 +117,10 @@ impl Table {
         self.jobs.values_mut()
     }
 
-    /// The jobs that wait for `Start`: when to forget each.
-    pub(super) fn accepted_mut(&mut self) -> impl Iterator<Item = (Lease, &mut Option<BootTime>)> {
+    /// The jobs that wait for `Start`: whether each was handed back.
+    pub(super) fn accepted_mut(&mut self) -> impl Iterator<Item = (Lease, &mut bool)> {
         self.jobs.iter_mut().filter_map(|(job_id, held)| match &mut held.stage {
-            Stage::Accepted { forget, .. } => Some((Lease { job_id: *job_id, lease_id: held.lease_id }, forget)),
+            Stage::Accepted { declined, .. } => Some((Lease { job_id: *job_id, lease_id: held.lease_id }, declined)),
             _ => None,
         })
     }

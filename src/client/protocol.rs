@@ -9,7 +9,9 @@
 //! 2. A job that is no longer this runner's is killed and reports nothing.
 //! 3. `Finished` is sent when a job ends, again on every new session, and again when the router has answered
 //!    [`REPEAT_BEATS`] beats since without its `FinishedAck`.
-//! 4. While another session is being opened, no job is accepted: `Hello` has listed what there is.
+//! 4. A job that was handed back is held until the router answers: a `Start` that crossed the `Declined` says that
+//!    it was recorded as running here, and then it runs, or after a kill its end is reported.
+//! 5. While another session is being opened, no job is accepted: `Hello` has listed what there is.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,8 +31,6 @@ const OVERDUE_MS: u64 = 5_000;
 /// So many more beats than the first after a `Finished` must be acknowledged before it is said again. Counted in beats
 /// that are answered, not in time: while the router cannot reach Redis, it answers neither, and holds what it was told.
 const REPEAT_BEATS: u64 = 2;
-/// How long a handed-back job is remembered in case its `Start` was on the way: a round trip, generously.
-const CROSSING_MS: u64 = 1_000;
 
 /// What the driver shall do.
 #[derive(Debug)]
@@ -56,6 +56,8 @@ pub(super) struct Protocol {
     jobs: Table,
     session: Option<Session>,
     stopping: bool,
+    /// Nothing may run any more, whatever starts.
+    killed: bool,
     actions: VecDeque<Action>,
     summary: Summary,
 }
@@ -78,7 +80,7 @@ impl Protocol {
     /// Holds no job, has no session.
     pub(super) fn new(slots: u32) -> Self {
         let (jobs, actions) = (Table::default(), VecDeque::new());
-        Self { slots, jobs, session: None, stopping: false, actions, summary: Summary::default() }
+        Self { slots, jobs, session: None, stopping: false, killed: false, actions, summary: Summary::default() }
     }
 
     /// The next thing to do.
@@ -139,12 +141,9 @@ impl Protocol {
         }
     }
 
-    /// The session is gone. Jobs run on until their fences; those handed back are on their way to others.
+    /// The session is gone. Jobs run on until their fences; of those handed back, the next `Welcome` says which started.
     pub(super) fn session_lost(&mut self) {
         self.session = None;
-        for lease in self.jobs.leases_where(|held| matches!(held.stage, Stage::Accepted { forget: Some(_), .. })) {
-            self.jobs.remove(&lease);
-        }
     }
 
     /// A message of the router, after the welcome.
@@ -183,7 +182,7 @@ impl Protocol {
     /// A moment has passed: beats, fences, graces and limits. Due every few milliseconds to a second.
     pub(super) fn tick(&mut self, now: BootTime) {
         let lapsed = |held: &Held| match &held.stage {
-            Stage::Accepted { forget, .. } => now >= held.fence || forget.is_some_and(|at| now >= at),
+            Stage::Accepted { .. } => now >= held.fence,
             Stage::Running { cancel_by, overdue } => {
                 now >= held.fence || now >= *overdue || cancel_by.is_some_and(|at| now >= at)
             }
@@ -193,7 +192,7 @@ impl Protocol {
         for lease in self.jobs.leases_where(lapsed) {
             let Some(held) = self.jobs.get_mut(&lease) else { continue };
             match held.stage {
-                Stage::Accepted { forget: Some(_), .. } => self.jobs.remove(&lease),
+                Stage::Accepted { declined: true, .. } => self.jobs.remove(&lease),
                 _ if now >= held.fence => {
                     self.summary.fenced += 1;
                     tracing::warn!(job_id = lease.job_id.0, lease_id = %lease.lease_id, "lease was not renewed in time");
@@ -228,10 +227,10 @@ impl Protocol {
     }
 
     /// Takes no more jobs, hands back those not started, and says goodbye.
-    pub(super) fn stop(&mut self, now: BootTime) {
+    pub(super) fn stop(&mut self) {
         self.stopping = true;
-        for (lease, forget) in self.jobs.accepted_mut() {
-            *forget = Some(now.plus(CROSSING_MS));
+        for (lease, declined) in self.jobs.accepted_mut() {
+            *declined = true;
             self.summary.declined += 1;
             self.actions.push_back(Action::Send(wire::declined(&lease, &Reason::SHUTTING_DOWN)));
         }
@@ -240,8 +239,9 @@ impl Protocol {
         }
     }
 
-    /// Kills what still runs; the router hears that the runner, not the job, is to blame.
+    /// Kills what still runs, and lets nothing start; the router hears that the runner, not the job, is to blame.
     pub(super) fn kill_all(&mut self) {
+        self.killed = true;
         for lease in self.jobs.leases_where(|held| matches!(held.stage, Stage::Running { .. })) {
             self.kill(&lease, Outcome::failed(1, Reason::RUNNER_SYSTEM_FAILURE));
         }
@@ -250,6 +250,12 @@ impl Protocol {
     /// How many jobs occupy a slot.
     pub(super) fn occupied(&self) -> usize {
         self.jobs.occupied()
+    }
+
+    /// Whether nothing runs and nothing will: after a kill that is so whatever starts.
+    pub(super) fn is_still(&self) -> bool {
+        let runs = |held: &Held| matches!(held.stage, Stage::Running { .. } | Stage::Dying { .. });
+        self.occupied() == 0 || self.killed && !self.jobs.iter().any(|(_, held)| runs(held))
     }
 
     /// Whether no job is held and no outcome waits for its acknowledgement.
@@ -288,7 +294,7 @@ impl Protocol {
         let lease = assignment.lease;
         let verdict = match self.jobs.of_job(lease.job_id) {
             // Repeated: the answer was lost, or is on its way.
-            Some((held, Stage::Accepted { forget: None, .. })) if held == lease => {
+            Some((held, Stage::Accepted { declined: false, .. })) if held == lease => {
                 return self.actions.push_back(Action::Send(wire::accepted(&lease)));
             }
             Some((held, _)) if held == lease => return,
@@ -303,7 +309,7 @@ impl Protocol {
         };
         match verdict {
             Ok(()) => {
-                self.jobs.insert(lease, Stage::Accepted { assignment, forget: None }, fence, listed_from);
+                self.jobs.insert(lease, Stage::Accepted { assignment, declined: false }, fence, listed_from);
                 self.actions.push_back(Action::Send(wire::accepted(&lease)));
             }
             Err(reason) => {
@@ -322,6 +328,9 @@ impl Protocol {
         };
         if now >= *fence {
             return; // the next tick drops it
+        }
+        if self.killed {
+            return self.finish(lease, Outcome::failed(1, Reason::RUNNER_SYSTEM_FAILURE));
         }
         let timeout_ms = u64::try_from(assignment.timeout.as_millis()).unwrap_or(u64::MAX);
         let overdue = now.plus(timeout_ms).plus(OVERDUE_MS);
