@@ -157,6 +157,20 @@ fn mistakes_of_the_user_end_with_64_and_are_told_all_at_once() {
 }
 
 #[test]
+fn the_runners_variables_are_no_mistake_to_other_commands() {
+    let redis = redis();
+    let lanes = || {
+        let mut lanes = command(&["lanes", "--json"]);
+        lanes.env("JOB_ROUTER_REDIS_URL", redis.url()).env("JOB_ROUTER_URL", "http://127.0.0.1:7460");
+        lanes
+    };
+    let output = lanes().env("JOB_ROUTER_TOKEN_FILE", "token").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let output = lanes().env("JOB_ROUTER_TOKENFILE", "token").output().unwrap();
+    assert!(text(&output.stderr).contains("did you mean JOB_ROUTER_TOKEN_FILE?"), "{output:?}");
+}
+
+#[test]
 fn what_cannot_be_reached_ends_with_1_and_says_what() {
     let output = command(&["lanes", "--redis-url", "redis://127.0.0.1:1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");

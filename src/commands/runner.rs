@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use job_router::client::shell::{LogTo, Shell};
 use job_router::client::{self, Options, SLOTS_MAX, Shutdown};
+use job_router::config;
 use job_router::job::{NAME_MAX_BYTES, Name};
 use job_router::tags::TagSet;
 use secrecy::SecretString;
@@ -25,10 +26,10 @@ use tokio::signal::unix::{SignalKind, signal};
     The token's SHA-256 must be in the registry (`runner.upserted`); until it is, the runner says so and retries.")]
 pub(crate) struct Args {
     /// The router's native door: http://host:port or https://host:port
-    #[arg(long, env = "JOB_ROUTER_URL", default_value = "http://127.0.0.1:7460")]
+    #[arg(long, env = config::RUNNER_URL, default_value = "http://127.0.0.1:7460")]
     url: String,
     /// File that holds the runner's token (never on the command line, where every user could read it)
-    #[arg(long, env = "JOB_ROUTER_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, env = config::RUNNER_TOKEN_FILE, value_name = "FILE")]
     token_file: PathBuf,
     /// Jobs to run at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(SLOTS_MAX)))]
