@@ -69,6 +69,44 @@ async fn publish_sends_the_good_lines_in_order_and_names_the_bad_ones() {
 }
 
 #[tokio::test]
+async fn publish_goes_on_after_a_line_that_is_no_utf_8() {
+    let redis = redis();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, [GOOD.as_bytes(), b"\n{\"\xff\"}\n", CANCEL.as_bytes(), b"\r\n"].concat()).unwrap();
+    let output = run(&redis, &["publish", file.path().to_str().unwrap()], "");
+    assert_eq!(output.status.code(), Some(65), "{output:?}");
+    assert!(text(&output.stderr).contains(":2: line: no UTF-8 at byte 3"), "{output:?}");
+    assert_eq!(inbox(&redis).await.len(), 2);
+}
+
+#[tokio::test]
+async fn publish_that_is_stopped_before_the_end_of_its_input_does_not_claim_to_be_done() {
+    let redis = redis();
+    let mut child = command(&["publish"])
+        .env("JOB_ROUTER_REDIS_URL", redis.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().expect("it is piped");
+    writeln!(stdin, "{GOOD}").unwrap();
+    let watch = Redis::connect(&RedisSettings::new(redis.url())).await.expect("redis answers");
+    let limit = Instant::now() + Duration::from_secs(30);
+    while watch.command("XLEN", ["jr:inbox".into()]).await.expect("a reply").as_u64().expect("a length") == 0 {
+        assert!(Instant::now() < limit, "the first line is not published");
+        tokio::task::yield_now().await;
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    // Its input is open all the while: more lines may come.
+    wait_until("it ends", || child.try_wait().unwrap().is_some());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("stopped before the end of stdin; publish again from line 2"), "{output:?}");
+    drop(stdin);
+}
+
+#[tokio::test]
 async fn publish_takes_a_file_and_leaves_the_judgement_to_the_router_if_asked() {
     let redis = redis();
     let file = tempfile::NamedTempFile::new().unwrap();
