@@ -162,6 +162,19 @@ async fn runner_add_writes_a_token_file_for_its_user_only_and_never_over_another
     assert_eq!(inbox(&redis).await.len(), 1, "nothing is published whose token is lost");
 }
 
+#[test]
+fn runner_add_leaves_no_token_behind_that_it_could_not_publish() {
+    // Full: what adds is refused.
+    let options = PrivateRedisOptions { config: vec!["maxmemory 1".to_owned()], ..PrivateRedisOptions::default() };
+    let redis = PrivateRedis::start(&options).expect("redis-server starts");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    let output = run(&redis, &["runner-add", "--token-file", path.to_str().unwrap()], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("cannot publish"), "{output:?}");
+    assert!(!path.exists());
+}
+
 #[tokio::test]
 async fn an_unknown_job_says_where_it_may_still_be() {
     let redis = redis();
@@ -192,6 +205,23 @@ fn mistakes_of_the_user_end_with_64_and_are_told_all_at_once() {
     let output = command(cases[0]).env("JOB_ROUTER_LEAES", "1m").output().unwrap();
     let mistakes = text(&output.stderr);
     assert!(["--lease", "--grpc-listen", "LEAES"].iter().all(|name| mistakes.contains(name)), "{mistakes}");
+}
+
+#[test]
+fn a_mistake_in_what_a_runner_is_told_ends_with_64() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "secret").unwrap();
+    let cases: [&[&str]; 3] = [
+        &["--url", "ftp://127.0.0.1:1"],
+        &["--url", "http://127.0.0.1:1", "--ca-file", token.to_str().unwrap()],
+        &["--features", "a,,b"],
+    ];
+    for args in cases {
+        let runner = ["runner", "--token-file", token.to_str().unwrap()];
+        let output = command(&[&runner, args].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
+    }
 }
 
 #[test]
