@@ -12,6 +12,7 @@
 //!
 //! No sandbox: a job is code that runs as the runner's user.
 
+mod mask;
 mod output;
 mod payload;
 mod process;
