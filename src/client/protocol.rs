@@ -8,7 +8,7 @@
 //! 1. An executor runs only after `Start` (or `Welcome.resumed`), and never past its fence ([`super::fence`]).
 //! 2. A job that is no longer this runner's is killed and reports nothing.
 //! 3. `Finished` is sent when a job ends, again on every new session, and again when the router has answered
-//!    [`REPEAT_BEATS`] beats since without its `FinishedAck`.
+//!    more than [`REPEAT_BEATS`] later beats without its `FinishedAck`.
 //! 4. A job that was handed back is held until the router answers: a `Start` that crossed the `Declined` says that
 //!    it was recorded as running here, and then it runs, or after a kill its end is reported.
 //! 5. While another session is being opened, no job is accepted: `Hello` has listed what there is.
