@@ -83,8 +83,8 @@ pub struct Shutdown {
     /// Go away in good order: take no more jobs, hand back those not started, and let the others end within
     /// the grace; then as `kill`.
     pub stop: CancellationToken,
-    /// Go away now: kill the jobs, report them as failed with `runner_system_failure`, wait at most 5 s for the
-    /// acknowledgements.
+    /// Go away now: kill the jobs, let none start, report them as failed with `runner_system_failure`, wait at most 5 s
+    /// for the acknowledgements and for what becomes of jobs handed back.
     pub kill: CancellationToken,
 }
 

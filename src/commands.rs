@@ -209,4 +209,15 @@ mod tests {
         Cli::command().debug_assert();
         Cli::command().get_subcommands_mut().filter(|command| !command.is_hide_set()).for_each(check);
     }
+
+    #[test]
+    fn a_variable_that_a_subcommand_reads_is_a_mistake_to_no_other() {
+        let command = Cli::command();
+        let arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+        let mut read: Vec<&str> = arguments.filter_map(|argument| argument.get_env()?.to_str()).collect();
+        read.sort_unstable();
+        let mut passed_over = config::OTHER_VARIABLES;
+        passed_over.sort_unstable();
+        assert_eq!(read, passed_over);
+    }
 }

@@ -31,7 +31,7 @@ mod tests;
 pub use keys::DEFAULTS_TOML;
 pub use mistakes::{EXIT_CODE, Mistake, Mistakes, Origin};
 pub use redis_url::RedisUrl;
-pub use sources::flags;
+pub use sources::{OTHER_VARIABLES, RUNNER_TOKEN_FILE, RUNNER_URL, flags};
 
 use read::FromValue;
 use shape::Value;

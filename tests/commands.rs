@@ -69,6 +69,44 @@ async fn publish_sends_the_good_lines_in_order_and_names_the_bad_ones() {
 }
 
 #[tokio::test]
+async fn publish_goes_on_after_a_line_that_is_no_utf_8() {
+    let redis = redis();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, [GOOD.as_bytes(), b"\n{\"\xff\"}\n", CANCEL.as_bytes(), b"\r\n"].concat()).unwrap();
+    let output = run(&redis, &["publish", file.path().to_str().unwrap()], "");
+    assert_eq!(output.status.code(), Some(65), "{output:?}");
+    assert!(text(&output.stderr).contains(":2: line: no UTF-8 at byte 3"), "{output:?}");
+    assert_eq!(inbox(&redis).await.len(), 2);
+}
+
+#[tokio::test]
+async fn publish_that_is_stopped_before_the_end_of_its_input_does_not_claim_to_be_done() {
+    let redis = redis();
+    let mut child = command(&["publish"])
+        .env("JOB_ROUTER_REDIS_URL", redis.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().expect("it is piped");
+    writeln!(stdin, "{GOOD}").unwrap();
+    let watch = Redis::connect(&RedisSettings::new(redis.url())).await.expect("redis answers");
+    let limit = Instant::now() + Duration::from_secs(30);
+    while watch.command("XLEN", ["jr:inbox".into()]).await.expect("a reply").as_u64().expect("a length") == 0 {
+        assert!(Instant::now() < limit, "the first line is not published");
+        tokio::task::yield_now().await;
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    // Its input is open all the while: more lines may come.
+    wait_until("it ends", || child.try_wait().unwrap().is_some());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("stopped before the end of stdin; publish again from line 2"), "{output:?}");
+    drop(stdin);
+}
+
+#[tokio::test]
 async fn publish_takes_a_file_and_leaves_the_judgement_to_the_router_if_asked() {
     let redis = redis();
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -124,6 +162,19 @@ async fn runner_add_writes_a_token_file_for_its_user_only_and_never_over_another
     assert_eq!(inbox(&redis).await.len(), 1, "nothing is published whose token is lost");
 }
 
+#[test]
+fn runner_add_leaves_no_token_behind_that_it_could_not_publish() {
+    // Full: what adds is refused.
+    let options = PrivateRedisOptions { config: vec!["maxmemory 1".to_owned()], ..PrivateRedisOptions::default() };
+    let redis = PrivateRedis::start(&options).expect("redis-server starts");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    let output = run(&redis, &["runner-add", "--token-file", path.to_str().unwrap()], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("cannot publish"), "{output:?}");
+    assert!(!path.exists());
+}
+
 #[tokio::test]
 async fn an_unknown_job_says_where_it_may_still_be() {
     let redis = redis();
@@ -154,6 +205,37 @@ fn mistakes_of_the_user_end_with_64_and_are_told_all_at_once() {
     let output = command(cases[0]).env("JOB_ROUTER_LEAES", "1m").output().unwrap();
     let mistakes = text(&output.stderr);
     assert!(["--lease", "--grpc-listen", "LEAES"].iter().all(|name| mistakes.contains(name)), "{mistakes}");
+}
+
+#[test]
+fn a_mistake_in_what_a_runner_is_told_ends_with_64() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "secret").unwrap();
+    let cases: [&[&str]; 3] = [
+        &["--url", "ftp://127.0.0.1:1"],
+        &["--url", "http://127.0.0.1:1", "--ca-file", token.to_str().unwrap()],
+        &["--features", "a,,b"],
+    ];
+    for args in cases {
+        let runner = ["runner", "--token-file", token.to_str().unwrap()];
+        let output = command(&[&runner, args].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
+    }
+}
+
+#[test]
+fn the_runners_variables_are_no_mistake_to_other_commands() {
+    let redis = redis();
+    let lanes = || {
+        let mut lanes = command(&["lanes", "--json"]);
+        lanes.env("JOB_ROUTER_REDIS_URL", redis.url()).env("JOB_ROUTER_URL", "http://127.0.0.1:7460");
+        lanes
+    };
+    let output = lanes().env("JOB_ROUTER_TOKEN_FILE", "token").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let output = lanes().env("JOB_ROUTER_TOKENFILE", "token").output().unwrap();
+    assert!(text(&output.stderr).contains("did you mean JOB_ROUTER_TOKEN_FILE?"), "{output:?}");
 }
 
 #[test]

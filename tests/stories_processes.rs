@@ -207,3 +207,35 @@ async fn a_pod_that_was_frozen_for_longer_than_it_counts_as_dead_starts_nothing_
         })
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_runner_leaves_neither_processes_nor_directories_of_its_jobs_behind() {
+    let installation = Installation::new().await;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (home, scratch) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (token, mark) = (home.path().join("token"), home.path().join("mark"));
+    std::fs::write(&token, support::pods::token(1)).expect("written");
+    let mut runner = Command::new(env!("CARGO_BIN_EXE_job-router"))
+        .args(["runner", "--url", &pod.url, "--name", "s_1", "--log", "error", "--log-dir"])
+        .arg(home.path())
+        .arg("--token-file")
+        .arg(&token)
+        .env("TMPDIR", scratch.path())
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    // The leader waits for a child that hears no signal but SIGKILL.
+    let line = format!("(trap '' TERM HUP INT; echo $BASHPID > {0}.new; mv {0}.new {0}; sleep 600; :)", mark.display());
+    installation.job(1, json!({"payload": {"steps": [{"script": [line]}]}})).await;
+    let pid = installation.until("the job runs", async || std::fs::read_to_string(&mark).ok()).await;
+    let stat = std::path::Path::new("/proc").join(pid.trim()).join("stat");
+    assert!(stat.exists() && std::fs::read_dir(scratch.path()).expect("a directory").next().is_some());
+    runner.kill().expect("ours");
+    runner.wait().expect("ours");
+    // Whoever adopts the processes may be slow to wait for them.
+    let is_gone = || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+    installation.until("the job's process is gone", async || is_gone().then_some(())).await;
+    let is_empty = || std::fs::read_dir(scratch.path()).is_ok_and(|mut entries| entries.next().is_none());
+    installation.until("its directory is gone", async || is_empty().then_some(())).await;
+}

@@ -33,7 +33,7 @@ const TICK_MAX: Duration = Duration::from_millis(250);
 const OUTBOX_MAX: usize = 1024;
 /// The most messages handled before beats and signals get their turn.
 const BATCH: usize = 256;
-/// How long the last outcomes may wait for their acknowledgement at shutdown.
+/// How long the last outcomes may wait for their acknowledgement at shutdown, and jobs handed back for their answer.
 const ACK_WAIT: Duration = Duration::from_secs(5);
 /// How long the router may take to close a session that we have closed.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -65,7 +65,7 @@ enum Opening {
 struct Ending {
     kill_at: Instant,
     killed: bool,
-    /// Set when the last job's process is gone.
+    /// Set when the last job's process is gone and no other can start.
     acks_until: Option<Instant>,
 }
 
@@ -279,7 +279,7 @@ impl<E: Executor> Driver<E> {
     fn stop(&mut self) {
         tracing::info!(jobs = self.protocol.occupied(), "runner is going away");
         self.ending = Some(Ending { kill_at: Instant::now() + self.shutdown_grace, killed: false, acks_until: None });
-        self.protocol.stop(BootTime::now());
+        self.protocol.stop();
     }
 
     fn kill(&mut self) {
@@ -289,9 +289,9 @@ impl<E: Executor> Driver<E> {
         }
     }
 
-    /// Whether the runner was told to go away, no job runs, and the outcomes are acknowledged (or waited long enough).
+    /// Whether the runner was told to go away, no job runs or will, and the router has answered (or was waited for long enough).
     fn is_done(&mut self) -> bool {
-        let Some(ending) = self.ending.as_mut().filter(|_| self.protocol.occupied() == 0) else { return false };
+        let Some(ending) = self.ending.as_mut().filter(|_| self.protocol.is_still()) else { return false };
         let acks_until = *ending.acks_until.get_or_insert_with(|| Instant::now() + ACK_WAIT);
         self.protocol.is_idle() || Instant::now() >= acks_until
     }

@@ -31,15 +31,16 @@ pub(super) struct Held {
 /// How far a job is.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// Waits for `Start`. A job handed back (at shutdown) is forgotten at `forget`, unless a `Start` crossed that.
-    Accepted { assignment: Assignment, forget: Option<BootTime> },
+    /// Waits for `Start`; if it was handed back (at shutdown), for `Revoked` or a `Start` that crossed that.
+    Accepted { assignment: Assignment, declined: bool },
     /// Its executor runs. Killed at `cancel_by` (the grace of a cancel) and at `overdue` (the job's own limit).
     Running { cancel_by: Option<BootTime>, overdue: BootTime },
     /// Its executor was told to stop at once; `report` is what the router will hear, nothing if the job is
     /// no longer this runner's.
     Dying { report: Option<Outcome> },
-    /// Nothing of it runs; the outcome waits for its acknowledgement.
-    Finished(Outcome),
+    /// Nothing of it runs; the outcome waits for its acknowledgement. It is said again when the beat `repeat_at` of this
+    /// session is answered first.
+    Finished { outcome: Outcome, repeat_at: u64 },
 }
 
 /// The jobs by id.
@@ -54,7 +55,7 @@ pub(super) struct Table {
 impl Held {
     /// Whether the router counts it as this runner's: then `Hello` and `Beat` list it.
     pub(super) fn is_ours(&self) -> bool {
-        !matches!(self.stage, Stage::Accepted { forget: Some(_), .. } | Stage::Dying { report: None })
+        !matches!(self.stage, Stage::Dying { report: None })
     }
 }
 
@@ -62,7 +63,7 @@ impl Held {
 
 impl Stage {
     fn occupies(&self) -> bool {
-        !matches!(self, Stage::Finished(_))
+        !matches!(self, Stage::Finished { .. })
     }
 }
 
@@ -116,10 +117,10 @@ impl Table {
         self.jobs.values_mut()
     }
 
-    /// The jobs that wait for `Start`: when to forget each.
-    pub(super) fn accepted_mut(&mut self) -> impl Iterator<Item = (Lease, &mut Option<BootTime>)> {
+    /// The jobs that wait for `Start`: whether each was handed back.
+    pub(super) fn accepted_mut(&mut self) -> impl Iterator<Item = (Lease, &mut bool)> {
         self.jobs.iter_mut().filter_map(|(job_id, held)| match &mut held.stage {
-            Stage::Accepted { forget, .. } => Some((Lease { job_id: *job_id, lease_id: held.lease_id }, forget)),
+            Stage::Accepted { declined, .. } => Some((Lease { job_id: *job_id, lease_id: held.lease_id }, declined)),
             _ => None,
         })
     }
@@ -159,12 +160,16 @@ mod tests {
         Stage::Running { cancel_by: None, overdue: BootTime(u64::MAX) }
     }
 
+    fn finished() -> Stage {
+        Stage::Finished { outcome: Outcome::success(), repeat_at: u64::MAX }
+    }
+
     #[test]
     fn a_finished_job_gives_its_slot_back_before_it_is_acknowledged() {
         let (mut table, job) = (Table::default(), lease(1));
         table.insert(job, running(), BootTime(0), 1);
         assert_eq!(table.free(2), 1);
-        table.set(&job, Stage::Finished(Outcome::success()));
+        table.set(&job, finished());
         assert_eq!((table.free(2), table.is_empty()), (2, false));
         table.remove(&job);
         assert_eq!((table.free(2), table.is_empty()), (2, true));
@@ -183,7 +188,7 @@ mod tests {
     fn unacknowledged_outcomes_hold_slots_back_at_the_limit() {
         let mut table = Table::default();
         for job_id in 0..HELD_MAX as u64 - 1 {
-            table.insert(lease(job_id), Stage::Finished(Outcome::success()), BootTime(0), 1);
+            table.insert(lease(job_id), finished(), BootTime(0), 1);
         }
         assert_eq!((table.occupied(), table.free(8)), (0, 1));
     }
@@ -191,7 +196,7 @@ mod tests {
     #[test]
     fn a_newer_lease_takes_the_place_of_the_older_one() {
         let (mut table, older, newer) = (Table::default(), lease(1), lease(1));
-        table.insert(older, Stage::Finished(Outcome::success()), BootTime(0), 1);
+        table.insert(older, finished(), BootTime(0), 1);
         table.insert(newer, running(), BootTime(0), 1);
         assert_eq!(table.occupied(), 1);
         assert!(table.get_mut(&older).is_none() && table.get_mut(&newer).is_some());

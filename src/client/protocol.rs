@@ -7,8 +7,11 @@
 //! Invariants:
 //! 1. An executor runs only after `Start` (or `Welcome.resumed`), and never past its fence ([`super::fence`]).
 //! 2. A job that is no longer this runner's is killed and reports nothing.
-//! 3. `Finished` is sent when a job ends and again on every new session, until its `FinishedAck`.
-//! 4. While another session is being opened, no job is accepted: `Hello` has listed what there is.
+//! 3. `Finished` is sent when a job ends, again on every new session, and again when the router has answered
+//!    more than [`REPEAT_BEATS`] later beats without its `FinishedAck`.
+//! 4. A job that was handed back is held until the router answers: a `Start` that crossed the `Declined` says that
+//!    it was recorded as running here, and then it runs, or after a kill its end is reported.
+//! 5. While another session is being opened, no job is accepted: `Hello` has listed what there is.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -25,8 +28,9 @@ use crate::proto::{Assign, BeatAck, Hello, Slots, Welcome};
 
 /// How long past its own limit a job is left to the executor, which may want to end it cleanly.
 const OVERDUE_MS: u64 = 5_000;
-/// How long a handed-back job is remembered in case its `Start` was on the way: a round trip, generously.
-const CROSSING_MS: u64 = 1_000;
+/// So many more beats than the first after a `Finished` must be acknowledged before it is said again. Counted in beats
+/// that are answered, not in time: while the router cannot reach Redis, it answers neither, and holds what it was told.
+const REPEAT_BEATS: u64 = 2;
 
 /// What the driver shall do.
 #[derive(Debug)]
@@ -52,6 +56,8 @@ pub(super) struct Protocol {
     jobs: Table,
     session: Option<Session>,
     stopping: bool,
+    /// Nothing may run any more, whatever starts.
+    killed: bool,
     actions: VecDeque<Action>,
     summary: Summary,
 }
@@ -74,7 +80,7 @@ impl Protocol {
     /// Holds no job, has no session.
     pub(super) fn new(slots: u32) -> Self {
         let (jobs, actions) = (Table::default(), VecDeque::new());
-        Self { slots, jobs, session: None, stopping: false, actions, summary: Summary::default() }
+        Self { slots, jobs, session: None, stopping: false, killed: false, actions, summary: Summary::default() }
     }
 
     /// The next thing to do.
@@ -113,15 +119,13 @@ impl Protocol {
         });
         self.summary.sessions += 1;
         self.jobs.values_mut().for_each(|held| held.listed_from = 1);
-        let again = |(lease, held): (Lease, &Held)| match &held.stage {
-            Stage::Finished(outcome) => Some(Action::Send(wire::finished(&lease, outcome))),
-            _ => None,
-        };
-        self.actions.extend(self.jobs.iter().filter_map(again));
+        for lease in self.jobs.leases_where(|held| matches!(held.stage, Stage::Finished { .. })) {
+            self.report(&lease);
+        }
         let resumed: Vec<_> =
             welcome.resumed.iter().filter_map(|r| Some((wire::lease_of(r.lease.as_ref())?, r))).collect();
         let kept: std::collections::HashSet<Lease> = resumed.iter().map(|(lease, _)| *lease).collect();
-        for lease in self.jobs.leases_where(|held| !matches!(held.stage, Stage::Finished(_))) {
+        for lease in self.jobs.leases_where(|held| !matches!(held.stage, Stage::Finished { .. })) {
             if !kept.contains(&lease) {
                 self.lose(&lease, "not resumed");
             }
@@ -137,12 +141,9 @@ impl Protocol {
         }
     }
 
-    /// The session is gone. Jobs run on until their fences; those handed back are on their way to others.
+    /// The session is gone. Jobs run on until their fences; of those handed back, the next `Welcome` says which started.
     pub(super) fn session_lost(&mut self) {
         self.session = None;
-        for lease in self.jobs.leases_where(|held| matches!(held.stage, Stage::Accepted { forget: Some(_), .. })) {
-            self.jobs.remove(&lease);
-        }
     }
 
     /// A message of the router, after the welcome.
@@ -162,7 +163,7 @@ impl Protocol {
                 this.lose(lease, &revoked.reason);
             }),
             Down::FinishedAck(ack) => self.with_lease(ack.lease.as_ref(), |this, lease| {
-                if matches!(this.jobs.get_mut(lease).map(|held| &held.stage), Some(Stage::Finished(_))) {
+                if matches!(this.jobs.get_mut(lease).map(|held| &held.stage), Some(Stage::Finished { .. })) {
                     this.jobs.remove(lease);
                 }
             }),
@@ -181,17 +182,17 @@ impl Protocol {
     /// A moment has passed: beats, fences, graces and limits. Due every few milliseconds to a second.
     pub(super) fn tick(&mut self, now: BootTime) {
         let lapsed = |held: &Held| match &held.stage {
-            Stage::Accepted { forget, .. } => now >= held.fence || forget.is_some_and(|at| now >= at),
+            Stage::Accepted { .. } => now >= held.fence,
             Stage::Running { cancel_by, overdue } => {
                 now >= held.fence || now >= *overdue || cancel_by.is_some_and(|at| now >= at)
             }
             Stage::Dying { report } => report.is_some() && now >= held.fence,
-            Stage::Finished(_) => false,
+            Stage::Finished { .. } => false,
         };
         for lease in self.jobs.leases_where(lapsed) {
             let Some(held) = self.jobs.get_mut(&lease) else { continue };
             match held.stage {
-                Stage::Accepted { forget: Some(_), .. } => self.jobs.remove(&lease),
+                Stage::Accepted { declined: true, .. } => self.jobs.remove(&lease),
                 _ if now >= held.fence => {
                     self.summary.fenced += 1;
                     tracing::warn!(job_id = lease.job_id.0, lease_id = %lease.lease_id, "lease was not renewed in time");
@@ -226,10 +227,10 @@ impl Protocol {
     }
 
     /// Takes no more jobs, hands back those not started, and says goodbye.
-    pub(super) fn stop(&mut self, now: BootTime) {
+    pub(super) fn stop(&mut self) {
         self.stopping = true;
-        for (lease, forget) in self.jobs.accepted_mut() {
-            *forget = Some(now.plus(CROSSING_MS));
+        for (lease, declined) in self.jobs.accepted_mut() {
+            *declined = true;
             self.summary.declined += 1;
             self.actions.push_back(Action::Send(wire::declined(&lease, &Reason::SHUTTING_DOWN)));
         }
@@ -238,8 +239,9 @@ impl Protocol {
         }
     }
 
-    /// Kills what still runs; the router hears that the runner, not the job, is to blame.
+    /// Kills what still runs, and lets nothing start; the router hears that the runner, not the job, is to blame.
     pub(super) fn kill_all(&mut self) {
+        self.killed = true;
         for lease in self.jobs.leases_where(|held| matches!(held.stage, Stage::Running { .. })) {
             self.kill(&lease, Outcome::failed(1, Reason::RUNNER_SYSTEM_FAILURE));
         }
@@ -250,6 +252,12 @@ impl Protocol {
         self.jobs.occupied()
     }
 
+    /// Whether nothing runs and nothing will: after a kill that is so whatever starts.
+    pub(super) fn is_still(&self) -> bool {
+        let runs = |held: &Held| matches!(held.stage, Stage::Running { .. } | Stage::Dying { .. });
+        self.occupied() == 0 || self.killed && !self.jobs.iter().any(|(_, held)| runs(held))
+    }
+
     /// Whether no job is held and no outcome waits for its acknowledgement.
     pub(super) fn is_idle(&self) -> bool {
         self.jobs.is_empty()
@@ -257,7 +265,7 @@ impl Protocol {
 
     /// What was done so far.
     pub(super) fn summary(&self) -> Summary {
-        let unacknowledged = self.jobs.iter().filter(|(_, held)| matches!(held.stage, Stage::Finished(_))).count();
+        let unacknowledged = self.jobs.iter().filter(|(_, held)| matches!(held.stage, Stage::Finished { .. })).count();
         Summary { unacknowledged: unacknowledged as u64, ..self.summary.clone() }
     }
 
@@ -286,12 +294,12 @@ impl Protocol {
         let lease = assignment.lease;
         let verdict = match self.jobs.of_job(lease.job_id) {
             // Repeated: the answer was lost, or is on its way.
-            Some((held, Stage::Accepted { forget: None, .. })) if held == lease => {
+            Some((held, Stage::Accepted { declined: false, .. })) if held == lease => {
                 return self.actions.push_back(Action::Send(wire::accepted(&lease)));
             }
             Some((held, _)) if held == lease => return,
             // The router has given it a new lease, so the old one is over, and its process must go first.
-            Some((held, stage)) if !matches!(stage, Stage::Finished(_)) => {
+            Some((held, stage)) if !matches!(stage, Stage::Finished { .. }) => {
                 self.lose(&held, "assigned anew");
                 Err(Reason::BUSY)
             }
@@ -301,7 +309,7 @@ impl Protocol {
         };
         match verdict {
             Ok(()) => {
-                self.jobs.insert(lease, Stage::Accepted { assignment, forget: None }, fence, listed_from);
+                self.jobs.insert(lease, Stage::Accepted { assignment, declined: false }, fence, listed_from);
                 self.actions.push_back(Action::Send(wire::accepted(&lease)));
             }
             Err(reason) => {
@@ -320,6 +328,9 @@ impl Protocol {
         };
         if now >= *fence {
             return; // the next tick drops it
+        }
+        if self.killed {
+            return self.finish(lease, Outcome::failed(1, Reason::RUNNER_SYSTEM_FAILURE));
         }
         let timeout_ms = u64::try_from(assignment.timeout.as_millis()).unwrap_or(u64::MAX);
         let overdue = now.plus(timeout_ms).plus(OVERDUE_MS);
@@ -353,7 +364,7 @@ impl Protocol {
     fn lose(&mut self, lease: &Lease, reason: &str) {
         let Some(held) = self.jobs.get_mut(lease) else { return };
         match &mut held.stage {
-            Stage::Accepted { .. } | Stage::Finished(_) => self.jobs.remove(lease),
+            Stage::Accepted { .. } | Stage::Finished { .. } => self.jobs.remove(lease),
             Stage::Dying { report } => *report = None,
             Stage::Running { .. } => {
                 self.summary.lost += 1;
@@ -370,10 +381,17 @@ impl Protocol {
             Status::Failed => self.summary.failed += 1,
             Status::Canceled => self.summary.canceled += 1,
         }
-        if self.session.is_some() {
-            self.actions.push_back(Action::Send(wire::finished(lease, &outcome)));
+        self.jobs.set(lease, Stage::Finished { outcome, repeat_at: u64::MAX });
+        self.report(lease);
+    }
+
+    /// Says how a job ended, if there is anybody to hear it.
+    fn report(&mut self, lease: &Lease) {
+        let (Some(session), Some(held)) = (&self.session, self.jobs.get_mut(lease)) else { return };
+        if let Stage::Finished { outcome, repeat_at } = &mut held.stage {
+            *repeat_at = session.beats.next_sequence() + REPEAT_BEATS;
+            self.actions.push_back(Action::Send(wire::finished(lease, outcome)));
         }
-        self.jobs.set(lease, Stage::Finished(outcome));
     }
 
     fn beat_acknowledged(&mut self, ack: &BeatAck) {
@@ -384,9 +402,14 @@ impl Protocol {
                 held.fence = fence;
             }
         }
+        let unheard =
+            |held: &Held| matches!(held.stage, Stage::Finished { repeat_at, .. } if repeat_at <= ack.sequence);
+        for lease in self.jobs.leases_where(unheard) {
+            self.report(&lease);
+        }
         for lease in ack.gone.iter().filter_map(|lease| wire::lease_of(Some(lease))) {
             // An end whose acknowledgement is on its way is gone too; it is repeated until that comes.
-            if !matches!(self.jobs.get_mut(&lease).map(|held| &held.stage), Some(Stage::Finished(_))) {
+            if !matches!(self.jobs.get_mut(&lease).map(|held| &held.stage), Some(Stage::Finished { .. })) {
                 self.lose(&lease, "gone");
             }
         }

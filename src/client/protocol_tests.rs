@@ -87,6 +87,28 @@ fn a_job_runs_only_after_start_and_ends_with_its_outcome() {
 }
 
 #[test]
+fn an_unacknowledged_end_is_said_again_after_a_few_answered_beats_and_not_while_none_is() {
+    let (mut protocol, job) = (connected(1), lease(1));
+    running(&mut protocol, &job, START);
+    protocol.tick(START);
+    protocol.ended(&job, Some(Outcome::success()));
+    assert_eq!(actions(&mut protocol), ["beat 1 [1]", "finished 1 1 "]);
+    for beat in 1..=4 {
+        protocol.tick(START.plus(beat * 10_000));
+    }
+    assert_eq!(actions(&mut protocol).len(), 4, "beats, and nothing else: the router answers nobody");
+    let mut answered = |sequence| receive(&mut protocol, ack(sequence, &[job]), START.plus(40_000));
+    // Beat 1 was sent before the end, so its answer says nothing about it.
+    for sequence in 1..=3 {
+        assert!(answered(sequence).is_empty(), "the acknowledgement may be on its way");
+    }
+    assert_eq!(answered(4), ["finished 1 1 "]);
+    assert!(answered(5).is_empty(), "it was just said");
+    receive(&mut protocol, Down::FinishedAck(FinishedAck { lease: on_wire(&job), recorded: true }), START);
+    assert!(protocol.is_idle());
+}
+
+#[test]
 fn slots_are_told_only_when_the_router_cannot_know_them() {
     let mut protocol = connected(2);
     assert_eq!(protocol.slots_to_tell(), None, "Hello said it");
@@ -239,21 +261,71 @@ fn a_draining_session_takes_no_more_jobs_and_keeps_its_own() {
     assert_eq!(protocol.hello(Hello::default()).slots, 1, "for the next session");
 }
 
-#[test]
-fn at_shutdown_unstarted_jobs_are_handed_back_unless_their_start_crosses() {
-    let (mut protocol, back, crossing) = (connected(2), lease(1), lease(2));
-    receive(&mut protocol, assign(&back), START);
-    receive(&mut protocol, assign(&crossing), START);
-    protocol.stop(START);
+/// A protocol that goes away and has handed back these jobs, which it had accepted.
+fn handing_back(jobs: &[&Lease]) -> Protocol {
+    let mut protocol = connected(2);
+    for job in jobs {
+        receive(&mut protocol, assign(job), START);
+    }
+    protocol.stop();
     let mut said = actions(&mut protocol);
     said.sort_unstable();
-    assert_eq!(said, ["declined 1 shutting_down", "declined 2 shutting_down", "goodbye"]);
-    assert_eq!(receive(&mut protocol, Down::Start(Start { lease: on_wire(&crossing) }), START), ["run 2"]);
-    protocol.tick(START.plus(1_000));
-    assert_eq!(protocol.occupied(), 1);
+    let declined = jobs.iter().map(|job| format!("declined {} shutting_down", job.job_id));
+    assert_eq!(said, declined.chain(["goodbye".to_owned()]).collect::<Vec<_>>());
+    protocol
+}
+
+#[test]
+fn at_shutdown_unstarted_jobs_are_handed_back_unless_their_start_crosses() {
+    let (back, crossing) = (lease(1), lease(2));
+    let mut protocol = handing_back(&[&back, &crossing]);
+    assert!(!protocol.is_still(), "either may have been started");
+    let revoked = Down::Revoked(Revoked { lease: on_wire(&back), reason: "declined".to_owned() });
+    assert!(receive(&mut protocol, revoked, START).is_empty());
+    // However late: the router may have waited for Redis.
+    protocol.tick(START.plus(44_000));
+    let start = Down::Start(Start { lease: on_wire(&crossing) });
+    assert_eq!(receive(&mut protocol, start, START.plus(44_000)), ["beat 1 [2]", "run 2"]);
     protocol.kill_all();
+    assert!(!protocol.is_still());
     protocol.ended(&crossing, None);
-    assert_eq!(actions(&mut protocol), ["beat 1 [2]", "kill 2", "finished 2 2 runner_system_failure"]);
+    assert_eq!(actions(&mut protocol), ["kill 2", "finished 2 2 runner_system_failure"]);
+    assert!(protocol.is_still());
+}
+
+#[test]
+fn a_job_handed_back_and_never_answered_is_dropped_at_its_fence() {
+    let mut protocol = handing_back(&[&lease(1)]);
+    protocol.tick(START.plus(45_000));
+    assert!(protocol.is_still() && protocol.is_idle());
+    assert_eq!(protocol.summary().fenced, 0, "it was not kept from anybody");
+}
+
+#[test]
+fn a_job_handed_back_whose_session_is_lost_runs_if_the_next_one_says_that_it_started() {
+    let (back, crossing) = (lease(1), lease(2));
+    let mut protocol = handing_back(&[&back, &crossing]);
+    protocol.session_lost();
+    let resumed = vec![Resumed { lease: on_wire(&crossing), ..Resumed::default() }];
+    let hello = reconnect(&mut protocol, resumed, START.plus(100));
+    assert_eq!((hello.slots, hello.running.len()), (0, 2));
+    assert_eq!(actions(&mut protocol), ["run 2", "goodbye"]);
+    assert_eq!(protocol.occupied(), 1);
+}
+
+#[test]
+fn after_a_kill_nothing_starts_and_what_the_router_starts_is_reported_as_failed() {
+    let (crossing, resumed) = (lease(1), lease(2));
+    let mut protocol = handing_back(&[&crossing, &resumed]);
+    protocol.kill_all();
+    assert!(protocol.is_still() && !protocol.is_idle(), "nothing runs, and the router has yet to answer");
+    let start = Down::Start(Start { lease: on_wire(&crossing) });
+    assert_eq!(receive(&mut protocol, start, START), ["finished 1 2 runner_system_failure"]);
+    protocol.session_lost();
+    let resumed = vec![Resumed { lease: on_wire(&resumed), ..Resumed::default() }];
+    reconnect(&mut protocol, resumed, START.plus(100));
+    let reports = ["finished 1 2 runner_system_failure", "finished 2 2 runner_system_failure", "goodbye"];
+    assert_eq!(actions(&mut protocol), reports);
 }
 
 #[test]

@@ -303,6 +303,25 @@ async fn an_outcome_whose_acknowledgement_was_lost_is_repeated_on_the_next_sessi
 }
 
 #[tokio::test]
+async fn an_outcome_whose_acknowledgement_was_lost_is_repeated_on_the_same_session() {
+    let mut router = Router::start().await;
+    let runner = Runner::start(&router, 1);
+    let mut peer = router.meet().await;
+    peer.send(Down::Welcome(Welcome { lease_ms: 2_000, beat_interval_ms: 50, ..Welcome::default() })).await;
+    let lease = peer.run(1).await;
+    runner.puppet.end(1).await;
+    for time in 1..=3 {
+        let finished = timeout(LIMIT, peer.finished()).await.unwrap_or_else(|_| panic!("not said, time {time}"));
+        assert_eq!(finished.lease, on_wire(&lease));
+    }
+    peer.acknowledge(&lease).await;
+    runner.shutdown.stop.cancel();
+    peer.closed().await;
+    let summary = runner.end().await.expect("a clean end");
+    assert_eq!((summary.sessions, summary.succeeded, summary.unacknowledged), (1, 1, 0));
+}
+
+#[tokio::test]
 async fn a_running_job_outlives_the_connection_and_is_resumed() {
     let mut router = Router::start().await;
     let runner = Runner::start(&router, 2);
@@ -430,11 +449,30 @@ async fn at_shutdown_unstarted_jobs_go_back_at_once_and_running_ones_may_end() {
     let declined = peer.next().await;
     assert!(matches!(&declined, Some(Up::Declined(m)) if m.lease == on_wire(&waiting)), "{declined:?}");
     assert!(matches!(peer.next().await, Some(Up::Goodbye(_))));
+    peer.send(Down::Revoked(Revoked { lease: on_wire(&waiting), reason: "declined".to_owned() })).await;
     runner.puppet.end(1).await;
     assert_eq!(peer.finished().await.status(), proto::Status::Success);
     peer.acknowledge(&running).await;
     peer.closed().await;
     assert_eq!(runner.end().await.expect("a clean end").succeeded, 1);
+}
+
+#[tokio::test]
+async fn a_start_that_crosses_a_kill_runs_nothing_and_is_answered_with_a_failure() {
+    let mut router = Router::start().await;
+    let runner = Runner::start(&router, 1);
+    let mut peer = router.welcome().await;
+    let lease = peer.assign(1).await;
+    runner.shutdown.kill.cancel();
+    assert!(matches!(peer.next().await, Some(Up::Declined(_))));
+    peer.send(Down::Start(Start { lease: on_wire(&lease) })).await;
+    let finished = peer.finished().await;
+    assert_eq!((finished.status(), finished.failure_reason.as_str()), (proto::Status::Failed, "runner_system_failure"));
+    assert!(!runner.puppet.runs(1));
+    peer.acknowledge(&lease).await;
+    peer.closed().await;
+    let summary = runner.end().await.expect("a clean end");
+    assert_eq!((summary.failed, summary.unacknowledged), (1, 0));
 }
 
 #[tokio::test]

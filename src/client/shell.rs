@@ -7,11 +7,13 @@
 //! Invariants:
 //! 1. Each step is one `bash` in a process group of its own; when the step ends, however it ends, the
 //!    group is killed. Only what leaves the group (`setsid`) can outlive it.
-//! 2. Dropping the future kills the group too.
+//! 2. Dropping the future kills the group too; and so does a guard ([`guard`]) when the runner itself is killed.
 //! 3. What a job can make the runner hold or write is bounded: see [`output`].
 //!
 //! No sandbox: a job is code that runs as the runner's user.
 
+mod guard;
+mod mask;
 mod output;
 mod payload;
 mod process;
@@ -25,6 +27,7 @@ use tokio::time::Instant;
 pub use output::LogTo;
 
 use super::executor::{Assignment, Executor, JobContext, Outcome, Reason};
+use guard::Guard;
 use output::Output;
 use payload::{Payload, Step, When};
 use process::{Ended, Stop};
@@ -41,6 +44,8 @@ pub struct Shell {
 /// A job prepared to run.
 struct Job {
     payload: Payload,
+    // Before the directory, so that it ends first.
+    guard: Guard,
     /// Holds `build`, where steps run, and `tmp`, for file variables and scripts.
     scratch: TempDir,
     environment: Vec<(String, std::ffi::OsString)>,
@@ -95,6 +100,7 @@ impl Job {
     async fn prepare(payload: Payload, assignment: &Assignment) -> std::io::Result<Self> {
         let limit = payload.timeout().unwrap_or(TIMEOUT_DEFAULT).min(assignment.timeout);
         let scratch = tempfile::Builder::new().prefix("job-router-").tempdir()?;
+        let guard = Guard::start(scratch.path())?;
         let (build, tmp) = (scratch.path().join("build"), scratch.path().join("tmp"));
         tokio::fs::create_dir(&build).await?;
         tokio::fs::create_dir(&tmp).await?;
@@ -115,7 +121,7 @@ impl Job {
             };
             environment.push((variable.key.clone(), value));
         }
-        Ok(Self { payload, scratch, environment, deadline: Instant::now() + limit })
+        Ok(Self { payload, guard, scratch, environment, deadline: Instant::now() + limit })
     }
 
     /// Runs the steps that their `when` asks for, until the job's time is over or it is told to stop.
@@ -167,7 +173,7 @@ impl Job {
         command.args(["--noprofile", "--norc"]).arg(&script);
         command.current_dir(self.scratch.path().join("build"));
         command.env_clear().envs(self.environment.iter().map(|(key, value)| (key, value)));
-        process::run(command, deadline, context, output).await
+        process::run(command, deadline, context, output, &self.guard).await
     }
 
     async fn clean_up(self) {

@@ -63,7 +63,7 @@ admin  http://{admin}
 Next, in another terminal:
 
   export JOB_ROUTER_REDIS_URL={redis_url}
-  job-router runner-add --tags linux --run-untagged --quiet > token
+  job-router runner-add --tags linux --run-untagged --token-file token
   job-router runner --url http://{grpc} --token-file token --slots 4 &
   job-router events --follow &
   echo '{job}' | job-router publish

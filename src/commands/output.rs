@@ -41,12 +41,12 @@ pub(super) fn time(at_ms: u64) -> String {
     stamp.map_or_else(|| at_ms.to_string(), |stamp| stamp.to_zoned(zone).strftime("%F %T%.3f").to_string())
 }
 
-/// The lines of a reader, such as stdin, as they come; the channel closes at its end.
-pub(super) fn lines_of(reader: impl BufRead + Send + 'static) -> mpsc::Receiver<std::io::Result<String>> {
+/// The lines of a reader, such as stdin, as they come, be they UTF-8 or not; the channel closes at its end.
+pub(super) fn lines_of(reader: impl BufRead + Send + 'static) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
     let (lines, read) = mpsc::channel(LINES_AHEAD);
     // A thread of its own, held by nobody: a read of stdin cannot be given up, and must not hold up the end.
     std::thread::spawn(move || {
-        for line in reader.lines() {
+        for line in reader.split(b'\n') {
             if lines.blocking_send(line).is_err() {
                 return;
             }

@@ -23,7 +23,8 @@ const IN_FLIGHT_MAX: usize = 512;
 /// Publish messages to the router, such as pending jobs
 ///
 /// Each line is one message of the contract (docs/contract.md): {"type": "job.pending", "data": {...}}. Lines are checked first;
-/// bad ones are named on stderr, good ones go on, and the exit code is 65. Publishing twice does no harm.
+/// bad ones are named on stderr, good ones go on, and the exit code is 65. Ctrl-C ends it before the end of the input,
+/// with exit code 1. Publishing twice does no harm.
 #[derive(Debug, clap::Args)]
 #[command(after_help = r#"Examples:
   echo '{"type":"job.pending","data":{"id":1,"project_id":7,"namespace_ids":[3],"tags":["linux"],"payload":{"steps":[{"name":"script","script":["echo hi"]}]}}}' | job-router publish
@@ -47,7 +48,7 @@ struct Published {
     last_id: Option<String>,
 }
 
-/// Publishes all lines, or those until `stop`.
+/// Publishes all lines; an error if `stop` comes before the last.
 pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let config = args.redis.config()?;
     let limits = Limits { payload_max_bytes: config.payload_max_bytes, data_max_bytes: config.data_max_bytes };
@@ -63,6 +64,7 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let mut published = Published::default();
     let mut in_flight = FuturesOrdered::new();
     let mut number = 0_u64;
+    let mut stopped = false;
     loop {
         let line = tokio::select! {
             biased;
@@ -70,21 +72,21 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
                 published.add(reply)?;
                 continue;
             }
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => {
+                stopped = true;
+                break;
+            }
             line = lines.recv(), if in_flight.len() < IN_FLIGHT_MAX => line,
         };
         let Some(line) = line else { break };
         let line = line.with_context(|| format!("cannot read {name}"))?;
         number += 1;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let entry = Entry::from_line(&line);
-        match entry.and_then(|entry| if args.unchecked { Ok(entry) } else { entry.check(&limits).map(|_| entry) }) {
-            Ok(entry) => in_flight.push_back(redis.command("XADD", xadd_args(&config.inbox_stream, &entry))),
-            Err(rejection) => {
+        match entry_of(line.trim_ascii(), (!args.unchecked).then_some(&limits)) {
+            Ok(None) => {}
+            Ok(Some(entry)) => in_flight.push_back(redis.command("XADD", xadd_args(&config.inbox_stream, &entry))),
+            Err(what) => {
                 published.bad += 1;
-                eprintln!("{name}:{number}: {}: {}", rejection.field, rejection.reason);
+                eprintln!("{name}:{number}: {what}");
             }
         }
     }
@@ -93,10 +95,26 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     }
     redis.quit().await;
     output::line(&published.summary())?;
+    // Whoever waits for this must not take a part for the whole. How much is left nobody knows: it was not read.
+    anyhow::ensure!(!stopped, "stopped before the end of {name}; publish again from line {}", number + 1);
     if published.bad > 0 {
         return Err(BadData(format!("{} of the lines of {name} were refused", published.bad)).into());
     }
     Ok(())
+}
+
+/// The entry of a line, checked if there are limits; `None` for an empty one. The error is for people.
+fn entry_of(line: &[u8], limits: Option<&Limits>) -> Result<Option<Entry>, String> {
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let line =
+        std::str::from_utf8(line).map_err(|error| format!("line: no UTF-8 at byte {}", error.valid_up_to() + 1))?;
+    let checked = Entry::from_line(line).and_then(|entry| match limits {
+        Some(limits) => entry.check(limits).map(|_| entry),
+        None => Ok(entry),
+    });
+    checked.map(Some).map_err(|rejection| format!("{}: {}", rejection.field, rejection.reason))
 }
 
 /// What to give to `XADD` for an entry.

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use job_router::client::shell::{LogTo, Shell};
-use job_router::client::{self, Options, SLOTS_MAX, Shutdown};
+use job_router::client::{self, ClientError, Options, SLOTS_MAX, Shutdown};
+use job_router::config;
 use job_router::job::{NAME_MAX_BYTES, Name};
 use job_router::tags::TagSet;
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
+
+use super::Usage;
 
 /// Connect to a router and run its jobs with bash.
 ///
@@ -25,10 +28,10 @@ use tokio::signal::unix::{SignalKind, signal};
     The token's SHA-256 must be in the registry (`runner.upserted`); until it is, the runner says so and retries.")]
 pub(crate) struct Args {
     /// The router's native door: http://host:port or https://host:port
-    #[arg(long, env = "JOB_ROUTER_URL", default_value = "http://127.0.0.1:7460")]
+    #[arg(long, env = config::RUNNER_URL, default_value = "http://127.0.0.1:7460")]
     url: String,
     /// File that holds the runner's token (never on the command line, where every user could read it)
-    #[arg(long, env = "JOB_ROUTER_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, env = config::RUNNER_TOKEN_FILE, value_name = "FILE")]
     token_file: PathBuf,
     /// Jobs to run at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(SLOTS_MAX)))]
@@ -61,7 +64,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let token = SecretString::from(token.trim());
     let name = args.name.unwrap_or_else(default_name);
     let mut options = Options::new(args.url, token, name, args.slots);
-    options.features = TagSet::new(args.features).context("--features")?;
+    options.features = TagSet::new(args.features).map_err(|error| Usage(format!("--features: {error}")))?;
     options.shutdown_grace = args.shutdown_grace;
     if let Some(path) = &args.ca_file {
         options.ca_pem = Some(tokio::fs::read(path).await.with_context(|| format!("cannot read {}", path.display()))?);
@@ -78,7 +81,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     // Aborted when it leaves the scope, with the runner.
     let mut signals = tokio::task::JoinSet::new();
     signals.spawn(watch_signals(shutdown.clone()));
-    let summary = client::run(options, Shell::new(log), shutdown).await?;
+    let summary = client::run(options, Shell::new(log), shutdown).await.map_err(|error| match error {
+        ClientError::Options(mistake) => anyhow::Error::from(Usage(mistake)),
+        refused @ ClientError::Refused(_) => refused.into(),
+    })?;
     tracing::info!(
         succeeded = summary.succeeded,
         failed = summary.failed,

@@ -32,7 +32,7 @@ const TOKEN_BYTES: usize = 24;
 #[command(after_help = "Examples:\n  \
     job-router runner-add --tags linux,docker --run-untagged --token-file token\n  \
     job-router runner --url http://127.0.0.1:7460 --token-file token --slots 4\n\n  \
-    job-router runner-add --type group --group-ids 3 --tags gpu --quiet > token")]
+    job-router runner-add --type group --group-ids 3 --tags gpu --token-file gpu-token")]
 pub(super) struct Args {
     #[command(flatten)]
     runner: RunnerArgs,
@@ -100,7 +100,15 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(path) = &args.token_file {
         write_token(path, &token)?;
     }
-    append(&redis, &config.inbox_stream, &entry).await?;
+    if let Err(error) = append(&redis, &config.inbox_stream, &entry).await {
+        // Its token is of no use, and would be in the way of the next try. If the entry is in the inbox after all,
+        // nobody knows the token of that runner, which is as well.
+        if let Some(path) = &args.token_file {
+            std::fs::remove_file(path)
+                .with_context(|| format!("{error:#}; cannot remove {} either", path.display()))?;
+        }
+        return Err(error);
+    }
     redis.quit().await;
     match &args.token_file {
         _ if args.quiet => output::line(token.expose_secret()),

@@ -15,6 +15,12 @@ use super::mistakes::{Mistake, Origin};
 /// The variable that names the file, as `--config` does.
 const FILE_VARIABLE: &str = "JOB_ROUTER_CONFIG";
 const PREFIX: &str = "JOB_ROUTER_";
+/// Where the router is, for `job-router runner`.
+pub const RUNNER_URL: &str = "JOB_ROUTER_URL";
+/// The file that holds its token, for `job-router runner`.
+pub const RUNNER_TOKEN_FILE: &str = "JOB_ROUTER_TOKEN_FILE";
+/// Variables with our prefix that are no settings of a pod: one subcommand reads them, all others pass them over.
+pub const OTHER_VARIABLES: [&str; 2] = [RUNNER_URL, RUNNER_TOKEN_FILE];
 
 /// A value that somebody gave.
 #[derive(Debug)]
@@ -85,6 +91,7 @@ fn read_variables(
         .into_iter()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
         .filter(|(name, value)| name.starts_with(PREFIX) && !is_service_link(name, &value.to_string_lossy()))
+        .filter(|(name, _)| !OTHER_VARIABLES.contains(&name.as_str()))
         .collect();
     ours.sort();
     for (name, value) in ours {
@@ -95,7 +102,8 @@ fn read_variables(
         let origin = Origin::Variable(name.clone());
         match (keys::keys().iter().find(|key| key.variable == name), value.into_string()) {
             (None, _) => {
-                let known = keys::keys().iter().map(|key| key.variable.as_str()).chain([FILE_VARIABLE]);
+                let known = keys::keys().iter().map(|key| key.variable.as_str());
+                let known = known.chain([FILE_VARIABLE]).chain(OTHER_VARIABLES);
                 mistakes.push(Mistake { origin, what: unknown("variable", &name, known) });
             }
             (Some(_), Err(_)) => mistakes.push(Mistake { origin, what: "must be UTF-8".to_owned() }),

@@ -66,16 +66,18 @@ struct RunnerInfo {
 // === impl Payload ===
 
 impl Payload {
-    /// Reads and checks a payload. The error is for people.
+    /// Reads and checks a payload. The error is for a log, so it holds nothing of the payload, as serde's own text does.
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
-        let payload: Self = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let payload: Self = serde_json::from_slice(json).map_err(|error| {
+            format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column())
+        })?;
         for variable in &payload.variables {
             let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
             if variable.key.is_empty() || !variable.key.bytes().all(good) || variable.key.len() > 255 {
                 return Err("a variable's key is not 1 to 255 of [A-Za-z0-9_]".to_owned());
             }
             if !variable.file && variable.value.contains('\0') {
-                return Err(format!("variable {} holds a NUL", variable.key));
+                return Err("a variable holds a NUL".to_owned());
             }
         }
         Ok(payload)
@@ -119,4 +121,24 @@ fn seconds(limit: u64) -> Option<Duration> {
 
 fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_where_and_nothing_of_the_payload() {
+        let wrong = [r#"{"steps": "hunter2"}"#, r#"{"steps": [{"when": "hunter2"}]}"#, r#"{"steps": [], "hunter2"}"#];
+        let errors = wrong.map(|json| Payload::parse(json.as_bytes()).expect_err("is wrong"));
+        let said =
+            ["Data error at line 1 column 19", "Data error at line 1 column 29", "Syntax error at line 1 column 24"];
+        assert_eq!(errors, said);
+    }
+
+    #[test]
+    fn a_variables_key_is_not_told_either() {
+        let nul = r#"{"steps": [], "variables": [{"key": "hunter2", "value": "\u0000"}]}"#;
+        assert_eq!(Payload::parse(nul.as_bytes()).expect_err("is wrong"), "a variable holds a NUL");
+    }
 }

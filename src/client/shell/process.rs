@@ -11,6 +11,7 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::guard::Guard;
 use super::output::Output;
 use crate::client::executor::JobContext;
 
@@ -37,8 +38,9 @@ pub(super) enum Stop {
     OutOfTime,
 }
 
-/// A running process group; killed when dropped.
-struct Group {
+/// A running process group; killed when dropped, and by the guard when we are killed.
+struct Group<'a> {
+    guard: &'a Guard,
     leader: Child,
     id: Pid,
     /// Readable once the leader has exited.
@@ -52,10 +54,11 @@ pub(super) async fn run(
     deadline: Instant,
     context: &JobContext,
     output: &mut Output,
+    guard: &Guard,
 ) -> io::Result<Ended> {
     let (reader, writer) = io::pipe()?;
     command.stdin(std::process::Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let mut group = Group::start(command)?;
+    let mut group = Group::start(command, guard)?;
     let mut reader = pipe::Receiver::from_owned_fd(reader.into())?;
 
     let mut copy = std::pin::pin!(output.copy(&mut reader));
@@ -109,16 +112,18 @@ fn watch(process: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 
 // === impl Group ===
 
-impl Group {
-    fn start(mut command: Command) -> io::Result<Self> {
+impl<'a> Group<'a> {
+    fn start(mut command: Command, guard: &'a Guard) -> io::Result<Self> {
         let leader = command.process_group(0).kill_on_drop(true).spawn()?;
         // The leader is our child and not waited for, so its id is its own until `end`.
         let id = leader.id().and_then(|id| Pid::from_raw(id as i32)).expect("a child not waited for has an id");
+        guard.watch(Some(id));
         let watch = pidfd_open(id, PidfdFlags::NONBLOCK).map_err(io::Error::from).and_then(watch);
         match watch {
-            Ok(exited) => Ok(Self { leader, id, exited }),
+            Ok(exited) => Ok(Self { guard, leader, id, exited }),
             Err(error) => {
                 kill_process_group(id, Signal::KILL).ok();
+                guard.watch(None);
                 Err(error)
             }
         }
@@ -133,15 +138,17 @@ impl Group {
     /// for, no other process can get the group's number.
     async fn end(&mut self) -> io::Result<std::process::ExitStatus> {
         self.signal(Signal::KILL);
+        self.guard.watch(None);
         self.leader.wait().await
     }
 }
 
-impl Drop for Group {
+impl Drop for Group<'_> {
     fn drop(&mut self) {
         // `id` is `None` once the leader was waited for: then the number may be another's.
         if self.leader.id().is_some() {
             self.signal(Signal::KILL);
+            self.guard.watch(None);
         }
     }
 }

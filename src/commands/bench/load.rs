@@ -98,7 +98,7 @@ struct RunArgs {
 }
 
 /// The lines of the parent; closed when it is gone.
-type Orders = mpsc::Receiver<std::io::Result<String>>;
+type Orders = mpsc::Receiver<std::io::Result<Vec<u8>>>;
 
 /// What the publisher did.
 #[derive(Debug, Serialize, Deserialize)]
@@ -260,7 +260,7 @@ fn orders() -> Orders {
 /// Waits for this line; false when the parent is gone.
 async fn told(orders: &mut Orders, order: &str) -> anyhow::Result<bool> {
     while let Some(line) = orders.recv().await {
-        if line? == order {
+        if line? == order.as_bytes() {
             return Ok(true);
         }
     }
