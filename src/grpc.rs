@@ -1,6 +1,6 @@
 //! The edge to runners: gRPC sessions in, messages for the stages out.
 //!
-//! Arrives: bytes from anybody. Leaves: an admitted [`Session`](session), its messages checked and typed, on the
+//! Arrives: bytes from anybody. Leaves: an admitted session, its messages checked and typed, on the
 //! bounded channels of [`Doors`]; and what the stages put into its [`Outbox`].
 //!
 //! What must stay true:

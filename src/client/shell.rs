@@ -7,8 +7,8 @@
 //! Invariants:
 //! 1. Each step is one `bash` in a process group of its own; when the step ends, however it ends, the
 //!    group is killed. Only what leaves the group (`setsid`) can outlive it.
-//! 2. Dropping the future kills the group too; and so does a guard ([`guard`]) when the runner itself is killed.
-//! 3. What a job can make the runner hold or write is bounded: see [`output`].
+//! 2. Dropping the future kills the group too; and so does a guard (`guard`) when the runner itself is killed.
+//! 3. What a job can make the runner hold or write is bounded: see `output`.
 //!
 //! No sandbox: a job is code that runs as the runner's user.
 
