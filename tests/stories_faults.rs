@@ -4,6 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use job_router::job::LeaseId;
 use job_router::proto::router_message::Kind as Down;
 use job_router::proto::{self, Welcome};
 use job_router::redis::{PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
@@ -327,4 +328,39 @@ async fn a_job_accepted_on_a_session_that_is_cut_is_resumed_or_goes_to_another_a
     }
     a.stop().await;
     b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ends_while_it_is_let_in_is_offered_no_job() {
+    let (installation, _redis) = Installation::alone().await;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let opened = async || {
+        let (_, metrics) = pod.admin("/metrics").await;
+        let count = metrics.lines().find_map(|line| line.strip_prefix("job_router_sessions_opened_total "));
+        count.expect("it is there").parse::<u64>().expect("a count")
+    };
+    let before = opened().await;
+    // Many earlier jobs to ask for: they leave in the middle of it.
+    let leases: Vec<_> =
+        (0..9_000).map(|_| proto::Lease { job_id: 1, lease_id: LeaseId::random(0).to_string() }).collect();
+    for n in 0..30 {
+        let asked = installation.scripts_run().await;
+        let hello = proto::Hello { running: leases.clone(), ..raw::hello(&format!("s_{n}"), 10) };
+        let leaving = Raw::greet(&pod.url, 1, hello).await;
+        let asks = async || (installation.scripts_run().await > asked + 20).then_some(());
+        installation.until("its jobs are asked for", asks).await;
+        drop(leaving);
+        installation.until("it is let in", async || (opened().await > before + n).then_some(())).await;
+    }
+    let (mut there, _) = Raw::open(&pod.url, 1, raw::hello("s_there", 1)).await;
+    for id in 1..=20 {
+        installation.job(id, json!({})).await;
+        let assign = there.assign().await;
+        assert_eq!((assign.lease.as_ref().expect("a lease").job_id, assign.attempt), (id, 1));
+        let lease = there.accept(&assign).await;
+        there.say(raw::finished(&lease)).await;
+        there.say(raw::slots(1, id)).await;
+    }
+    pod.end().await;
 }
