@@ -4,6 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use job_router::job::LeaseId;
 use job_router::proto::router_message::Kind as Down;
 use job_router::proto::runner_message::Kind as Up;
 use job_router::proto::{self, Hello};
@@ -179,6 +180,34 @@ async fn a_failed_log_in_counts_also_when_nobody_waits_for_its_refusal() {
             stream.is_err_and(|status| status.code() == Code::ResourceExhausted).then_some(())
         })
         .await;
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_a_session_does_not_hold_cost_redis_nothing() {
+    let (installation, _redis) = Installation::alone().await;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut runner, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
+    installation.job(1, json!({})).await;
+    let assign = runner.assign().await;
+    let own = runner.accept(&assign).await;
+    let made_up = || proto::Lease { job_id: 1, lease_id: LeaseId::random(0).to_string() };
+    let mut made_up: Vec<_> = (1..10_000).map(|_| made_up()).collect();
+    let said = [made_up.iter().cloned().chain([own.clone()]).collect(), vec![own.clone(); 10_000]];
+    let before = installation.scripts_run().await;
+    let mut gone = Vec::new();
+    for (number, leases) in said.iter().enumerate() {
+        runner.say(raw::beat(1 + number as u64, leases)).await;
+        gone.push(runner.until(|kind| if let Down::BeatAck(ack) = kind { Some(ack.gone.clone()) } else { None }).await);
+    }
+    let calls = installation.scripts_run().await - before;
+    assert!(calls < 50, "{calls} scripts; a pod by itself runs a few in a second");
+    let by_id = |lease: &proto::Lease| lease.lease_id.clone();
+    gone[0].sort_by_key(by_id);
+    made_up.sort_by_key(by_id);
+    assert!(gone[0] == made_up, "all but its own are gone at once");
+    assert!(gone[1].is_empty());
     pod.end().await;
 }
 
