@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::{BATCH, Pod, ToTake, Undone};
 use crate::clock::jitter;
+use crate::config::Config;
 use crate::job::Lease;
 use crate::redis::{Due, Expired, Partition, RedisError};
 use crate::runner::Lane;
@@ -21,8 +22,10 @@ use crate::telemetry::labels::{self, GaveBack};
 use crate::telemetry::metrics;
 use watch::Watch;
 
-/// The most leases looked at in one round: what is due stays due.
-const DUE_MAX: u32 = 512;
+/// How many leases one look asks for at first; in nearly all looks there are fewer.
+const DUE_FIRST: u32 = 512;
+/// The most it asks for: the jobs of a few full pods. Reading so many keeps Redis busy for some 100 ms.
+const DUE_MAX: u32 = 65_536;
 /// How long mail outlives a pod that nobody buries, all pods being down.
 const MAIL_TTL: Duration = Duration::from_secs(3600);
 
@@ -41,7 +44,7 @@ pub async fn run(pod: Pod, number: u16, take: mpsc::Sender<ToTake>, mail_read: A
         pods: Watch::new(config.pod_dead_after.saturating_sub(config.pod_heartbeat / 2)),
         leases: Watch::new(config.lease),
         assigned: Watch::new(config.accept_timeout),
-        canceling: Watch::new(config.cancel_grace),
+        canceling: Watch::new(config.cancel_grace.min(ahead(&config))),
         standing: Watch::new(config.sweep_interval / 2),
         sweep_cursor: "0".to_owned(),
         pod,
@@ -63,6 +66,19 @@ pub async fn run(pod: Pod, number: u16, take: mpsc::Sender<ToTake>, mail_read: A
             return;
         }
     }
+}
+
+/// How long before its deadline a job is looked at. A lease that was renewed within the last beat and a half is nobody's worry.
+/// A cancel with a longer grace is looked at from here on, so this is how long it is watched.
+fn ahead(config: &Config) -> Duration {
+    config.lease.saturating_sub(config.beat_interval + config.beat_interval / 2)
+}
+
+/// How many leases to ask for next, after a look for `limit` found so many; none: that was all. What a look does not list is not
+/// watched, so one that brings only the oldest of many would let them expire a page at a time, a whole lease apart; and the script
+/// has no page but the first.
+fn ask_again(limit: u32, found: usize) -> Option<u32> {
+    (found >= limit as usize && limit < DUE_MAX).then(|| DUE_MAX.min(limit * 2))
 }
 
 fn ticks(every: Duration) -> tokio::time::Interval {
@@ -148,9 +164,15 @@ impl Recover {
     /// Ends leases that this pod has seen unchanged for all their time.
     async fn expire(&mut self) -> Result<(), Undone> {
         let config = self.pod.config.clone();
-        // A lease that was renewed within the last beat and a half is nobody's worry.
-        let ahead = config.lease.saturating_sub(config.beat_interval + config.beat_interval / 2);
-        let due = self.pod.until_done("due", || self.partition().due(ahead, DUE_MAX)).await?;
+        let ahead = ahead(&config);
+        let mut limit = DUE_FIRST;
+        let due = loop {
+            let due = self.pod.until_done("due", || self.partition().due(ahead, limit)).await?;
+            match ask_again(limit, due.len()) {
+                Some(more) => limit = more,
+                None => break due,
+            }
+        };
         let (canceling, leased): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.state == "canceling");
         let (assigned, leased): (Vec<_>, Vec<_>) = leased.into_iter().partition(|due| due.state == "assigned");
         // The pushing pod looks after the time to accept; others only when it is past.
@@ -167,6 +189,9 @@ impl Recover {
             for ((lease, _), outcome) in leases.iter().zip(outcomes) {
                 let Some(outcome) = label(outcome) else { continue };
                 metrics().expiries_total.of(outcome).increment(1);
+                if let Some(end) = end_of(outcome) {
+                    metrics().jobs_ended_total.of(end).increment(1);
+                }
                 warn!(job_id = %lease.job_id, lease_id = %lease.lease_id, ?outcome, "lease expired");
             }
             if !wakes.is_empty() {
@@ -181,11 +206,35 @@ fn without_time(due: Due) -> Due {
     Due { overdue_ms: 0, ..due }
 }
 
+fn end_of(outcome: labels::Expired) -> Option<labels::Ended> {
+    match outcome {
+        labels::Expired::Requeued => None,
+        labels::Expired::Failed => Some(labels::Ended::RunnerLost),
+        labels::Expired::Canceled => Some(labels::Ended::Canceled),
+    }
+}
+
 fn label(outcome: Expired) -> Option<labels::Expired> {
     match outcome {
         Expired::Requeued => Some(labels::Expired::Requeued),
         Expired::Failed => Some(labels::Expired::Failed),
         Expired::Canceled => Some(labels::Expired::Canceled),
         Expired::Not => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_finds_all_that_is_due_up_to_a_bound() {
+        let asked = |due: usize| {
+            let next = |limit: &u32| ask_again(*limit, due.min(*limit as usize));
+            std::iter::successors(Some(DUE_FIRST), next).collect::<Vec<_>>()
+        };
+        assert_eq!(asked(511), [512]);
+        assert_eq!(asked(5_000), [512, 1_024, 2_048, 4_096, 8_192]);
+        assert_eq!(asked(100_000).last(), Some(&65_536));
     }
 }
