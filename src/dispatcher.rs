@@ -135,12 +135,11 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
 
     let early = tokio::select! {
         () = shutdown.cancelled() => None,
-        ended = tasks.join_next() => ended,
+        early = first_to_end(&mut tasks, &mut fan_out) => Some(early),
     };
-    if let Some(ended) = early {
+    if let Some(early) = early {
         stopped.cancel();
-        let name = ended.context("a stage panicked")??;
-        anyhow::bail!("{name} ended by itself");
+        return Err(early);
     }
     readiness.set_draining();
     drain::drain(&pod, fan_out).await;
@@ -151,6 +150,20 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     pod.redis.quit().await;
     info!(pod = %pod.name, "pod stopped");
     Ok(())
+}
+
+/// Waits for a stage that ends by itself, which none may; why it did.
+async fn first_to_end(tasks: &mut JoinSet<anyhow::Result<&'static str>>, fan_out: &mut JoinSet<()>) -> anyhow::Error {
+    let ended = tokio::select! {
+        Some(ended) = tasks.join_next() => ended,
+        Some(ended) = fan_out.join_next() => ended.map(|()| Ok("fan_out")),
+        else => return anyhow::anyhow!("there are no stages"),
+    };
+    match ended {
+        Ok(Ok(name)) => anyhow::anyhow!("{name} ended by itself"),
+        Ok(Err(error)) => error,
+        Err(error) => anyhow::Error::new(error).context("a stage panicked"),
+    }
 }
 
 async fn ended<E: Into<anyhow::Error>>(
@@ -198,5 +211,25 @@ fn limits(config: &Config) -> grpc::Limits {
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
         auth_failures_per_minute: config.auth_failures_per_minute.try_into().expect("the configuration is at least 1"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of two stages of which one panics.
+    async fn panicking(fan_out_panics: bool) -> String {
+        let stage = async |panics: bool| if panics { panic!("a bug") } else { std::future::pending().await };
+        let (mut tasks, mut fan_out) = (JoinSet::new(), JoinSet::new());
+        tasks.spawn(ended_ok("take", stage(!fan_out_panics)));
+        fan_out.spawn(stage(fan_out_panics));
+        first_to_end(&mut tasks, &mut fan_out).await.to_string()
+    }
+
+    #[tokio::test]
+    async fn the_panic_of_any_stage_ends_the_pod() {
+        assert_eq!(panicking(false).await, "a stage panicked");
+        assert_eq!(panicking(true).await, "a stage panicked");
     }
 }

@@ -21,4 +21,4 @@ mod session;
 
 pub use outbox::{Outbox, SessionId};
 pub use server::{Limits, serve};
-pub use session::{Beat, Closed, Doors, Finished, Hello, Knock, Slots, Spoken};
+pub use session::{Answer, Beat, Closed, Doors, Finished, Hello, Knock, Slots, Spoken};

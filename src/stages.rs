@@ -170,7 +170,12 @@ impl Pod {
                 Ok(done) => return Ok(done),
                 Err(error) if error.is_retryable() => {
                     let pause = pauses.next().unwrap_or(PAUSE_MAX);
-                    warn!(what, %error, pause_ms = pause.as_millis() as u64, "redis call repeated");
+                    let pause_ms = pause.as_millis() as u64;
+                    if error.wants_rights() {
+                        error!(what, %error, pause_ms, "redis call denied; give the user its rights, as docs/redis.md says");
+                    } else {
+                        warn!(what, %error, pause_ms, "redis call repeated");
+                    }
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.stopped.cancelled() => return Err(Undone::Stopped),

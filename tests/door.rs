@@ -4,6 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use job_router::job::LeaseId;
 use job_router::proto::router_message::Kind as Down;
 use job_router::proto::runner_message::Kind as Up;
 use job_router::proto::{self, Hello};
@@ -45,7 +46,8 @@ async fn nobody_comes_in_without_a_token_and_a_proper_hello() {
 
     let silent = Raw::stream(raw::channel(&pod.url).await, Some(&bearer)).await.expect("a stream");
     assert_eq!(refusal(silent).await, Code::DeadlineExceeded);
-    let many = vec![proto::Lease { job_id: 1, lease_id: "0".repeat(32) }; 10_001];
+    // 100 slots, and 1,024 ends that are not acknowledged yet.
+    let many = vec![proto::Lease { job_id: 1, lease_id: "0".repeat(32) }; 1_125];
     let bad: [(Hello, Code); 7] = [
         (raw::hello("", 1), Code::InvalidArgument),
         (raw::hello("two words", 1), Code::InvalidArgument),
@@ -128,6 +130,84 @@ async fn too_many_failed_log_ins_close_the_door_to_their_address() {
     }
     assert_eq!(codes.iter().filter(|code| **code == Code::Unauthenticated).count(), 6, "{codes:?}");
     assert_eq!(codes.last(), Some(&Code::ResourceExhausted));
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_let_in_lately_is_let_in_again_while_its_address_is_refused() {
+    let mut installation = Installation::new().await;
+    installation.config.auth_failures_per_minute = 5;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    installation.register(2, json!({})).await;
+    let (known, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
+    drop(known);
+    let refused = async |token: &str| {
+        let bearer = format!("Bearer {token}");
+        match Raw::stream(raw::channel(&pod.url).await, Some(&bearer)).await {
+            Ok(raw) => {
+                raw.say(Up::Hello(raw::hello("s", 1))).await;
+                refusal(raw).await
+            }
+            Err(status) => status.code(),
+        }
+    };
+    installation
+        .until("the address is refused", async || (refused("wrong").await == Code::ResourceExhausted).then_some(()))
+        .await;
+    assert_eq!(refused(&token(2)).await, Code::ResourceExhausted, "it was never here");
+    Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_log_in_counts_also_when_nobody_waits_for_its_refusal() {
+    let (mut installation, _redis) = Installation::alone().await;
+    installation.config.auth_failures_per_minute = 5;
+    installation.config.max_sessions = 20;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    installation.command("CLIENT PAUSE", &["1000", "ALL"]).await;
+    for _ in 0..10 {
+        let raw = Raw::greet(&pod.url, 99, raw::hello("s", 1)).await;
+        raw.until_heard().await;
+    }
+    Raw::until_others_have_left(&pod.url, 20, 0).await;
+    let bearer = format!("Bearer {}", token(1));
+    installation
+        .until("the address is refused", async || {
+            let stream = Raw::stream(raw::channel(&pod.url).await, Some(&bearer)).await;
+            stream.is_err_and(|status| status.code() == Code::ResourceExhausted).then_some(())
+        })
+        .await;
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_a_session_does_not_hold_cost_redis_nothing() {
+    let (installation, _redis) = Installation::alone().await;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut runner, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
+    installation.job(1, json!({})).await;
+    let assign = runner.assign().await;
+    let own = runner.accept(&assign).await;
+    let made_up = || proto::Lease { job_id: 1, lease_id: LeaseId::random(0).to_string() };
+    let mut made_up: Vec<_> = (1..10_000).map(|_| made_up()).collect();
+    let said = [made_up.iter().cloned().chain([own.clone()]).collect(), vec![own.clone(); 10_000]];
+    let before = installation.scripts_run().await;
+    let mut gone = Vec::new();
+    for (number, leases) in said.iter().enumerate() {
+        runner.say(raw::beat(1 + number as u64, leases)).await;
+        gone.push(runner.until(|kind| if let Down::BeatAck(ack) = kind { Some(ack.gone.clone()) } else { None }).await);
+    }
+    let calls = installation.scripts_run().await - before;
+    assert!(calls < 50, "{calls} scripts; a pod by itself runs a few in a second");
+    let by_id = |lease: &proto::Lease| lease.lease_id.clone();
+    gone[0].sort_by_key(by_id);
+    made_up.sort_by_key(by_id);
+    assert!(gone[0] == made_up, "all but its own are gone at once");
+    assert!(gone[1].is_empty());
     pod.end().await;
 }
 

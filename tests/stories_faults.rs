@@ -4,9 +4,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use job_router::job::LeaseId;
 use job_router::proto::router_message::Kind as Down;
 use job_router::proto::{self, Welcome};
-use job_router::redis::{PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
+use job_router::redis::{Arg, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
 use serde_json::json;
 use support::net::Balancer;
 use support::pods::{Gate, Installation, Noting};
@@ -327,4 +328,148 @@ async fn a_job_accepted_on_a_session_that_is_cut_is_resumed_or_goes_to_another_a
     }
     a.stop().await;
     b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ends_while_it_is_let_in_is_offered_no_job() {
+    let (installation, _redis) = Installation::alone().await;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let opened = async || {
+        let (_, metrics) = pod.admin("/metrics").await;
+        let count = metrics.lines().find_map(|line| line.strip_prefix("job_router_sessions_opened_total "));
+        count.expect("it is there").parse::<u64>().expect("a count")
+    };
+    let before = opened().await;
+    // Many earlier jobs to ask for: they leave in the middle of it.
+    let leases: Vec<_> =
+        (0..9_000).map(|_| proto::Lease { job_id: 1, lease_id: LeaseId::random(0).to_string() }).collect();
+    for n in 0..30 {
+        let asked = installation.scripts_run().await;
+        let hello = proto::Hello { running: leases.clone(), ..raw::hello(&format!("s_{n}"), 10) };
+        let leaving = Raw::greet(&pod.url, 1, hello).await;
+        let asks = async || (installation.scripts_run().await > asked + 20).then_some(());
+        installation.until("its jobs are asked for", asks).await;
+        drop(leaving);
+        installation.until("it is let in", async || (opened().await > before + n).then_some(())).await;
+    }
+    let (mut there, _) = Raw::open(&pod.url, 1, raw::hello("s_there", 1)).await;
+    for id in 1..=20 {
+        installation.job(id, json!({})).await;
+        let assign = there.assign().await;
+        assert_eq!((assign.lease.as_ref().expect("a lease").job_id, assign.attempt), (id, 1));
+        let lease = there.accept(&assign).await;
+        there.say(raw::finished(&lease)).await;
+        there.say(raw::slots(1, id)).await;
+    }
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_leases_lost_at_once_expire_together() {
+    let mut installation = Installation::new().await;
+    installation.config.lease = Duration::from_secs(4);
+    installation.config.beat_interval = Duration::from_millis(500);
+    installation.config.sweep_interval = Duration::from_millis(200);
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut lost, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 700)).await;
+    for id in 1..=700 {
+        installation.job(id, json!({})).await;
+    }
+    let mut leases = Vec::new();
+    for _ in 1..=700 {
+        let lease = lost.assign().await.lease.expect("a lease");
+        lost.say(raw::accepted(&lease)).await;
+        leases.push(lease);
+    }
+    installation.until_events("job.running", 700).await;
+    lost.say(raw::beat(1, &leases)).await;
+    lost.until(|kind| matches!(kind, Down::BeatAck(_)).then_some(())).await;
+    drop(lost);
+    installation.until_events("job.failed", 700).await;
+    let events = installation.events().await;
+    let failed = events.iter().filter(|event| event.event_type.to_string() == "job.failed").map(|event| event.at_ms);
+    let (first, last) = (failed.clone().min().expect("700"), failed.max().expect("700"));
+    assert!(last - first < 3_000, "the last is {} ms after the first", last - first);
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_grace_of_a_cancel_is_not_doubled_where_it_is_longer_than_a_lease() {
+    let mut installation = Installation::new().await;
+    installation.config.lease = Duration::from_secs(2);
+    installation.config.beat_interval = Duration::from_millis(500);
+    installation.config.cancel_grace = Duration::from_secs(6);
+    installation.config.sweep_interval = Duration::from_millis(200);
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut deaf, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
+    installation.job(1, json!({})).await;
+    let assign = deaf.assign().await;
+    deaf.accept(&assign).await;
+    let since = Instant::now();
+    installation.publish("job.canceled", json!({"id": 1, "tenant": "ns:1"})).await;
+    installation.until_events("job.canceled", 1).await;
+    let took = since.elapsed();
+    assert!(took >= Duration::from_millis(5_900) && took < Duration::from_secs(9), "{took:?}");
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slip_in_the_acl_delays_messages_and_costs_none() {
+    let (installation, _redis) = Installation::alone().await;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut runner, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 2)).await;
+    // Inside a script, and the script itself.
+    for (id, denied) in [(1, "hset"), (2, "evalsha")] {
+        installation.command("ACL LOG", &["RESET"]).await;
+        installation.command("ACL SETUSER", &["default", &format!("-{denied}")]).await;
+        installation.job(id, json!({})).await;
+        installation.publish("runner.deleted", json!({"id": 100 + id})).await;
+        installation
+            .until("it was denied", async || {
+                let log = support::text(&installation.command("ACL LOG", &[]).await);
+                log.contains(denied).then_some(())
+            })
+            .await;
+        installation.command("ACL SETUSER", &["default", &format!("+{denied}")]).await;
+        let lease = runner.assign().await.lease.expect("a lease");
+        assert_eq!(lease.job_id, id);
+    }
+    installation.until_inbox_empty().await;
+    for id in [101, 102] {
+        let key = format!("{{{}:runners}}:id:{id}", installation.config.key_prefix);
+        let version = installation.redis.command("HEXISTS", [Arg::from(key), "version".into()]).await.expect("a reply");
+        assert_eq!(version.as_u64().ok(), Some(1), "runner {id} is deleted");
+    }
+    assert!(!installation.counts().await.contains_key("message.rejected"));
+    let (_, metrics) = pod.admin("/metrics").await;
+    for kind in [r#"redis_errors_total{kind="auth"}"#, r#"redis_call_seconds_count{call="take"}"#] {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("job_router_{kind} ")));
+        assert!(line.is_some_and(|count| count != "0"), "{kind}: {line:?}");
+    }
+    pod.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_applied_is_told_to_rails_before_its_entry_goes() {
+    let installation = Installation::new().await;
+    let pod = installation.pod("a").await;
+    let key = |name: &str| Arg::from(format!("{{{}:0}}:{name}", installation.config.key_prefix));
+    // Neither the message can be applied, nor can Rails be told.
+    for name in ["job:7", "events"] {
+        installation.redis.command("SET", [key(name), "of another type".into()]).await.expect("sets");
+    }
+    let entry = installation.publish("job.canceled", json!({"id": 7, "tenant": "ns:1"})).await;
+    let next = installation.publish("runner.deleted", json!({"id": 9})).await;
+    installation.until("the next one is applied", async || (!installation.in_inbox(&next).await).then_some(())).await;
+    assert!(installation.in_inbox(&entry).await, "nobody knows of it yet");
+    installation.redis.command("DEL", [key("events")]).await.expect("deletes");
+    installation.until_events("message.rejected", 1).await;
+    let events = installation.events().await;
+    assert_eq!(events[0].text("entry_id"), Some(entry.as_str()));
+    installation.until_inbox_empty().await;
+    pod.stop().await;
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::proto::{self, router_message::Kind};
 use crate::stages::{Pod, fan_out};
@@ -30,8 +30,10 @@ pub(super) async fn drain(pod: &Pod, mut fan_out: JoinSet<()>) {
     while !pod.sessions.is_empty() && Instant::now() < deadline {
         sleep(LOOK_EVERY).await;
     }
-    if tokio::time::timeout_at(deadline + LOOK_EVERY, fan_out.join_next()).await.is_err() {
-        warn!("inbox not left in time; another pod takes over what it had read");
+    match tokio::time::timeout_at(deadline + LOOK_EVERY, fan_out.join_next()).await {
+        Ok(Some(Err(error))) => error!(%error, "fan_out panicked; another pod takes over what it had read"),
+        Ok(_) => {}
+        Err(_) => warn!("inbox not left in time; another pod takes over what it had read"),
     }
     let staying = pod.sessions.len();
     if staying > 0 {

@@ -9,8 +9,11 @@ use crate::job::{JobId, Lease, Name, is_reason_word};
 use crate::proto;
 use crate::tags::TagSet;
 
-/// The most jobs one message may list.
+/// The most jobs one message may list, whatever the slots.
 const LEASES_MAX: usize = 10_000;
+/// Jobs that have ended and free their slots, while their acknowledgements are on the way: about what is under way in the router
+/// before it hears nothing more of a session.
+const ENDED_MAX: usize = 1_024;
 /// The longest version text, in bytes.
 const VERSION_MAX_BYTES: usize = 64;
 
@@ -21,9 +24,10 @@ pub(super) fn lease(field: &str, lease: Option<&proto::Lease>) -> Result<Lease, 
     Ok(Lease { job_id: JobId(lease.job_id), lease_id })
 }
 
-fn leases(field: &str, all: &[proto::Lease]) -> Result<Vec<Lease>, Status> {
-    if all.len() > LEASES_MAX {
-        let text = format!("{field}: {} jobs; at most {LEASES_MAX}", all.len());
+fn leases(field: &str, all: &[proto::Lease], slots_max: u32) -> Result<Vec<Lease>, Status> {
+    let max = LEASES_MAX.min(slots_max as usize + ENDED_MAX);
+    if all.len() > max {
+        let text = format!("{field}: {} jobs; at most {max}", all.len());
         return Err(Status::invalid_argument(text));
     }
     all.iter().map(|one| lease(field, Some(one))).collect()
@@ -43,12 +47,12 @@ pub(super) fn hello(message: &proto::Hello, slots_max: u32) -> Result<Hello, Sta
         slots: message.slots,
         features: TagSet::new(message.features.iter().map(String::as_str))
             .map_err(|error| bad("features", error.to_string()))?,
-        running: leases("hello.running", &message.running)?,
+        running: leases("hello.running", &message.running, slots_max)?,
     })
 }
 
-pub(super) fn beat(message: &proto::Beat) -> Result<Beat, Status> {
-    Ok(Beat { sequence: message.sequence, running: leases("beat.running", &message.running)? })
+pub(super) fn beat(message: &proto::Beat, slots_max: u32) -> Result<Beat, Status> {
+    Ok(Beat { sequence: message.sequence, running: leases("beat.running", &message.running, slots_max)? })
 }
 
 pub(super) fn finished(message: &proto::Finished) -> Result<Finished, Status> {

@@ -29,6 +29,9 @@ const TOKEN_MAX_BYTES: usize = 512;
 /// A connection's streams beyond its cap are refused by us, by name; HTTP/2 alone would let them hang.
 const STREAM_HEADROOM: u32 = 64;
 
+/// How long a token counts as known after it was last let in: longer than any deployment rolls.
+const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
+
 /// How long connections may take to end after the server was told to stop: a runner that does not read never ends its own.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
@@ -71,7 +74,8 @@ pub async fn serve(
         .http2_keepalive_interval(Some(limits.keepalive_interval))
         .http2_keepalive_timeout(Some(limits.keepalive_timeout))
         .max_concurrent_streams(max_streams);
-    let failures = Failures { tries: RateLimiter::dashmap(failures), refused: Mutex::default() };
+    let failures =
+        Failures { tries: RateLimiter::dashmap(failures), refused: Mutex::default(), known: Mutex::default() };
     let door = Door { limits, doors, sessions: Arc::default(), failures: Arc::new(failures) };
     let service = RunnerServiceServer::new(door)
         .max_decoding_message_size(message_max_bytes)
@@ -99,6 +103,15 @@ struct Failures {
     tries: DefaultKeyedRateLimiter<IpAddr>,
     /// Addresses that have used up theirs, and until when they are refused unheard.
     refused: Mutex<HashMap<IpAddr, Instant>>,
+    /// Tokens by hash that were let in, and when last: only those of runners, so as many as there are runners.
+    known: Mutex<HashMap<String, Instant>>,
+}
+
+/// One try to log in, to be told how it went.
+pub(super) struct LogIn {
+    failures: Arc<Failures>,
+    address: IpAddr,
+    token_sha256: String,
 }
 
 /// A place among `max_sessions`, free again when dropped.
@@ -137,7 +150,12 @@ impl Failures {
         }
     }
 
-    fn check(&self, address: IpAddr) -> Result<(), Status> {
+    /// Whether an address may try. A token that was let in lately may be used whatever others at its address do: behind a proxy,
+    /// all runners have one address.
+    fn check(&self, address: IpAddr, token_sha256: Option<&str>) -> Result<(), Status> {
+        if token_sha256.is_some_and(|token| self.is_known(token)) {
+            return Ok(());
+        }
         let refused = self.refused.lock().expect("nobody panics with it");
         match refused.get(&address) {
             Some(until) if *until > Instant::now() => {
@@ -145,6 +163,28 @@ impl Failures {
             }
             _ => Ok(()),
         }
+    }
+
+    fn is_known(&self, token_sha256: &str) -> bool {
+        let known = self.known.lock().expect("nobody panics with it");
+        known.get(token_sha256).is_some_and(|at| at.elapsed() < KNOWN_FOR)
+    }
+}
+
+// === impl LogIn ===
+
+impl LogIn {
+    pub(super) fn worked(self) {
+        let mut known = self.failures.known.lock().expect("nobody panics with it");
+        known.insert(self.token_sha256, Instant::now());
+        if known.len().is_power_of_two() {
+            known.retain(|_, at| at.elapsed() < KNOWN_FOR); // tokens that were changed, now and then
+        }
+    }
+
+    pub(super) fn failed(self) {
+        self.failures.known.lock().expect("nobody panics with it").remove(&self.token_sha256);
+        self.failures.count(self.address);
     }
 }
 
@@ -155,13 +195,14 @@ impl RunnerService for Door {
     async fn session(&self, request: Request<Streaming<RunnerMessage>>) -> Result<Response<Messages>, Status> {
         let peer = request.extensions().get::<Peer>().expect("every connection has its peer").clone();
         let address = peer.address();
-        self.failures.check(address)?;
+        let token = token_sha256(request.metadata());
+        self.failures.check(address, token.as_deref().ok())?;
         let place = self.place()?;
         let max_streams = self.limits.max_streams_per_connection;
         let slot = peer.open_stream(max_streams).ok_or_else(|| {
             Status::resource_exhausted(format!("the connection has {max_streams} streams, all it may"))
         })?;
-        let token = match token_sha256(request.metadata()) {
+        let token_sha256 = match token {
             Ok(token) => token,
             Err(status) => {
                 self.failures.count(address);
@@ -169,19 +210,16 @@ impl RunnerService for Door {
             }
         };
         let caller = Caller {
-            token_sha256: token,
+            log_in: LogIn { failures: self.failures.clone(), address, token_sha256: token_sha256.clone() },
+            token_sha256,
             inbound: request.into_inner(),
             doors: self.doors.clone(),
             hello_timeout: self.limits.hello_timeout,
             slots_max: self.limits.max_slots_per_session,
             slot,
         };
-        let failures = self.failures.clone();
-        let messages = messages(caller).inspect(move |message| {
+        let messages = messages(caller).inspect(move |_| {
             let _place = &place; // held as long as the stream
-            if matches!(message, Err(status) if status.code() == tonic::Code::Unauthenticated) {
-                failures.count(address);
-            }
         });
         Ok(Response::new(Box::pin(messages)))
     }

@@ -9,6 +9,7 @@ use tonic::{Status, Streaming};
 use super::connection::StreamSlot;
 use super::convert;
 use super::outbox::{Outbox, Outgoing, SessionId, outbox};
+use super::server::LogIn;
 use crate::contract::Status as JobStatus;
 use crate::job::{Lease, Name, is_reason_word};
 use crate::proto::{RouterMessage, RunnerMessage, Welcome, router_message, runner_message};
@@ -35,7 +36,13 @@ pub struct Knock {
     /// Where to put messages for it.
     pub outbox: Outbox,
     /// Let it in, or say why not.
-    pub answer: oneshot::Sender<Result<Welcome, Status>>,
+    pub answer: Answer,
+}
+
+/// The answer to a [`Knock`].
+pub struct Answer {
+    to: oneshot::Sender<Result<Welcome, Status>>,
+    log_in: LogIn,
 }
 
 /// What a runner says of itself.
@@ -120,6 +127,7 @@ pub(super) struct Caller {
     pub(super) hello_timeout: Duration,
     pub(super) slots_max: u32,
     pub(super) slot: StreamSlot,
+    pub(super) log_in: LogIn,
 }
 
 /// An admitted session.
@@ -127,8 +135,6 @@ struct Session {
     id: SessionId,
     inbound: Streaming<RunnerMessage>,
     outgoing: Outgoing,
-    /// Kept so that the channel stays open while a stage has yet to answer.
-    _outbox: Outbox,
     doors: Doors,
     why: SessionClosed,
     slot: StreamSlot,
@@ -162,7 +168,7 @@ pub(super) fn messages(caller: Caller) -> impl Stream<Item = Result<RouterMessag
 }
 
 async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
-    let Caller { token_sha256, mut inbound, doors, hello_timeout, slots_max, slot } = caller;
+    let Caller { token_sha256, mut inbound, doors, hello_timeout, slots_max, slot, log_in } = caller;
     let first = tokio::time::timeout(hello_timeout, inbound.message()).await;
     let late = || Status::deadline_exceeded(format!("no Hello within {} ms", hello_timeout.as_millis()));
     let first = first.map_err(|_| late())??.and_then(|message| message.kind);
@@ -176,23 +182,41 @@ async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
     let slots = hello.slots.saturating_add(hello.running.len() as u32);
     let (outbox, outgoing) = outbox(id, slots, doors.closed.clone());
     let (answer, answered) = oneshot::channel();
-    let knock = Knock { session: id, token_sha256, hello, outbox: outbox.clone(), answer };
+    let answer = Answer { to: answer, log_in };
+    let knock = Knock { session: id, token_sha256, hello, outbox, answer };
     let away = || Status::unavailable("the pod is stopping; reconnect to another");
     // Built before the answer, so that its end is told even if the caller goes while it is let in.
-    let session = Session {
-        id,
-        inbound,
-        outgoing,
-        _outbox: outbox,
-        doors: doors.clone(),
-        why: SessionClosed::Lost,
-        slot,
-        slots_max,
-    };
+    let session = Session { id, inbound, outgoing, doors: doors.clone(), why: SessionClosed::Lost, slot, slots_max };
     doors.knocks.send(knock).await.map_err(|_| away())?;
     let welcome = answered.await.map_err(|_| away())??;
     session.slot.admitted();
     Ok((session, welcome))
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// Lets the caller in; false if it has left.
+    pub fn welcome(self, welcome: Welcome) -> bool {
+        self.log_in.worked();
+        self.to.send(Ok(welcome)).is_ok()
+    }
+
+    /// The token is nobody's: a failed log-in, whether the caller waits for this or not.
+    pub fn unknown_token(self) {
+        self.log_in.failed();
+        let _ = self.to.send(Err(Status::unauthenticated("no runner has this token")));
+    }
+
+    /// It cannot be let in now.
+    pub fn refuse(self, status: Status) {
+        let _ = self.to.send(Err(status));
+    }
+
+    /// Whether the caller has left.
+    pub fn is_closed(&self) -> bool {
+        self.to.is_closed()
+    }
 }
 
 // === impl Session ===
@@ -203,7 +227,7 @@ impl Session {
         loop {
             tokio::select! {
                 biased;
-                Some(message) = self.outgoing.messages.recv() => return Some(Ok(message)),
+                message = self.outgoing.next() => return Some(Ok(message)),
                 () = self.outgoing.end.now.cancelled() => {
                     let (why, status) = self.outgoing.end.why().cloned().unwrap_or((SessionClosed::Lost, None));
                     self.why = why;
@@ -251,7 +275,7 @@ impl Session {
                 self.doors.declined.send(Spoken { session, said }).await.is_ok()
             }
             Kind::Beat(beat) => {
-                let said = convert::beat(&beat)?;
+                let said = convert::beat(&beat, self.slots_max)?;
                 self.doors.beats.send(Spoken { session, said }).await.is_ok()
             }
             Kind::Finished(finished) => {

@@ -16,6 +16,7 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use fred::clients::{Client, WithOptions};
 use fred::types::{CustomCommand, Value};
@@ -26,6 +27,8 @@ use tracing::{info, warn};
 
 use super::link::{self, Link};
 use super::{Arg, Reader, RedisError, RedisSettings, Refusal, Reply, Script};
+use crate::telemetry::labels;
+use crate::telemetry::metrics;
 
 /// Timeouts in a row after which the connection counts as hung.
 const TIMEOUTS_MAX: u32 = 3;
@@ -101,10 +104,11 @@ impl Redis {
         values.extend(keys.into_iter().chain(args).map(|arg| arg.0));
 
         // A clone shares the bytes: it costs one allocation, and is needed after a restart or a failover.
-        match self.send(script.name(), evalsha, values.clone()).await {
+        let timed_as = labels::RedisCall::of_script(script.name());
+        match self.send(timed_as, script.name(), evalsha, values.clone()).await {
             Err(RedisError::Refused { refusal: Refusal::NoScript, .. }) => {
                 values[0] = Value::String(script.source().into());
-                let reply = self.send(script.name(), eval, values).await;
+                let reply = self.send(timed_as, script.name(), eval, values).await;
                 self.doubt();
                 reply
             }
@@ -126,7 +130,7 @@ impl Redis {
     pub async fn command(&self, name: &'static str, args: impl IntoIterator<Item = Arg>) -> Result<Reply, RedisError> {
         let args: Vec<Arg> = args.into_iter().collect();
         let command = link::command(name, args.first().and_then(Arg::as_key).unwrap_or_default(), false);
-        self.send(name, command, link::values(args)).await
+        self.send(labels::RedisCall::Command, name, command, link::values(args)).await
     }
 
     /// Runs one command on the node that owns `key`, where the command itself does not begin with it: `WAIT`
@@ -138,7 +142,7 @@ impl Redis {
         args: impl IntoIterator<Item = Arg>,
     ) -> Result<Reply, RedisError> {
         let args = args.into_iter().map(|arg| arg.0).collect();
-        self.send(name, link::command(name, key.as_bytes(), false), args).await
+        self.send(labels::RedisCall::Command, name, link::command(name, key.as_bytes(), false), args).await
     }
 
     /// How many connections were made: at least 1, and more after each time one was lost. What was written
@@ -207,6 +211,7 @@ impl Redis {
         if !self.read_active(|active| active.link.is_up()) {
             return;
         }
+        metrics().watchdog_trips_total.increment(1);
         warn!(timeouts = TIMEOUTS_MAX, "redis hangs, connection replaced");
         match Link::connect_in_background(&self.shared.settings, &self.shared.connections) {
             Ok(link) => {
@@ -218,12 +223,24 @@ impl Redis {
         }
     }
 
-    async fn send(&self, call: &'static str, command: CustomCommand, args: Vec<Value>) -> Result<Reply, RedisError> {
+    async fn send(
+        &self,
+        timed_as: labels::RedisCall,
+        call: &'static str,
+        command: CustomCommand,
+        args: Vec<Value>,
+    ) -> Result<Reply, RedisError> {
         if self.shared.closed.load(Ordering::Relaxed) {
             return Err(RedisError::Unavailable("the connection was closed".to_owned()));
         }
         let calls = self.read_active(|active| active.calls.clone());
-        self.counted(link::send(&calls, call, command, args)).await
+        let sent = Instant::now();
+        let reply = self.counted(link::send(&calls, call, command, args)).await;
+        metrics().redis_call_seconds.of(timed_as).record(sent.elapsed());
+        if let Some(kind) = reply.as_ref().err().and_then(RedisError::label) {
+            metrics().redis_errors_total.of(kind).increment(1);
+        }
+        reply
     }
 
     /// Counts timeouts in a row: any answer, an error too, shows that the server lives.

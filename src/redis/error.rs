@@ -5,6 +5,8 @@
 
 use fred::error::{Error, ErrorKind};
 
+use crate::telemetry::labels;
+
 /// Why a call to Redis gave no reply.
 ///
 /// The text is Redis' or the library's own: for the log, never for a runner.
@@ -29,6 +31,15 @@ pub enum RedisError {
         call: &'static str,
         /// Why, as the first word of the text.
         refusal: Refusal,
+        /// What Redis said.
+        text: String,
+    },
+    /// The user that the pod logs in as may not run something inside a script. What the script wrote before stays written;
+    /// the same call completes it once an operator has given the user its rights.
+    #[error("redis lets its user do only a part of {call}: {text}")]
+    Denied {
+        /// The script.
+        call: &'static str,
         /// What Redis said.
         text: String,
     },
@@ -95,7 +106,9 @@ impl RedisError {
     /// Whether the call may have changed something: ask Redis what is so before acting on the opposite.
     pub fn may_have_applied(&self) -> bool {
         match self {
-            Self::Timeout(_) | Self::Lost(_) | Self::Failed { .. } | Self::Unexpected { .. } => true,
+            Self::Timeout(_) | Self::Lost(_) | Self::Denied { .. } | Self::Failed { .. } | Self::Unexpected { .. } => {
+                true
+            }
             Self::Settings(_) | Self::Unavailable(_) | Self::Refused { .. } => false,
         }
     }
@@ -104,7 +117,7 @@ impl RedisError {
     /// only if it says so.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::Timeout(_) | Self::Lost(_) => true,
+            Self::Unavailable(_) | Self::Timeout(_) | Self::Lost(_) | Self::Denied { .. } => true,
             Self::Refused { refusal, .. } => refusal.passes(),
             Self::Settings(_) | Self::Failed { .. } | Self::Unexpected { .. } => false,
         }
@@ -118,10 +131,36 @@ impl RedisError {
         }
     }
 
+    /// Whether it is for want of rights: repeating helps only once an operator has mended them.
+    pub fn wants_rights(&self) -> bool {
+        match self {
+            Self::Denied { .. } => true,
+            Self::Refused { refusal, .. } => matches!(refusal, Refusal::NoPerm | Refusal::NoAuth),
+            _ => false,
+        }
+    }
+
+    /// What to count it as; none for what callers expect.
+    pub(super) fn label(&self) -> Option<labels::RedisError> {
+        use labels::RedisError as Label;
+        Some(match self {
+            Self::Refused { refusal: Refusal::NoScript | Refusal::BusyGroup, .. } => return None,
+            Self::Refused { refusal: Refusal::Oom, .. } => Label::OutOfMemory,
+            _ if self.wants_rights() => Label::Auth,
+            Self::Timeout(_) => Label::Timeout,
+            Self::Unavailable(_) | Self::Lost(_) => Label::Connection,
+            Self::Failed { .. } => Label::Script,
+            _ => Label::Other,
+        })
+    }
+
     /// What an error reply means. One from inside a running script is no refusal: the script has begun.
     pub(super) fn from_reply(call: &'static str, text: &str) -> Self {
         match Refusal::of(text) {
             Some(refusal) if !text.contains("@user_script") => Self::Refused { call, refusal, text: text.to_owned() },
+            Some(Refusal::NoPerm) => Self::Denied { call, text: text.to_owned() },
+            // Redis 7.0 has no word for it.
+            _ if text.starts_with("ERR The user executing the script ") => Self::Denied { call, text: text.to_owned() },
             _ => Self::Failed { call, text: text.to_owned() },
         }
     }
@@ -178,8 +217,10 @@ impl Refusal {
             | Self::TryAgain
             | Self::MasterDown
             | Self::NoReplicas
-            | Self::Misconf => true,
-            Self::WrongType | Self::BusyGroup | Self::NoGroup | Self::CrossSlot | Self::NoPerm | Self::NoAuth => false,
+            | Self::Misconf
+            | Self::NoPerm
+            | Self::NoAuth => true,
+            Self::WrongType | Self::BusyGroup | Self::NoGroup | Self::CrossSlot => false,
         }
     }
 }
@@ -197,6 +238,30 @@ mod tests {
         let inside = RedisError::from_reply("take", inside);
         assert_eq!((inside.may_have_applied(), inside.is_retryable()), (true, false));
         assert!(inside.to_string().contains("take"), "{inside}");
+    }
+
+    #[test]
+    fn what_wants_only_rights_passes_once_an_operator_gives_them() {
+        for (text, may_have_applied) in [
+            ("NOPERM this user has no permissions to run the 'evalsha' command", false),
+            ("NOAUTH Authentication required.", false),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: 2c5f, on @user_script:3.",
+                true,
+            ),
+            (
+                "ERR The user executing the script can't access at least one of the keys mentioned in the command arguments \
+              script: 2c5f, on @user_script:3.",
+                true,
+            ),
+            ("NOPERM User router has no permissions to run the 'hset' command script: 2c5f, on @user_script:3.", true),
+        ] {
+            let error = RedisError::from_reply("take", text);
+            assert!(error.is_retryable() && error.wants_rights(), "{text}");
+            assert_eq!(error.may_have_applied(), may_have_applied, "{text}");
+        }
+        let bug = RedisError::from_reply("take", "ERR wrong number of args script: 2c5f, on @user_script:3.");
+        assert!(!bug.is_retryable() && !bug.wants_rights());
     }
 
     #[test]

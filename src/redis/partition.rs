@@ -318,20 +318,19 @@ impl Partition {
         Outcome::try_from(&self.call(&scripts::CANCEL, args).await?)
     }
 
-    /// `due`: live leases whose deadline is past or nearer than `ahead`.
-    pub async fn due(&self, ahead: Duration, limit: u32) -> Result<Vec<Due>, RedisError> {
-        let due = self.call(&scripts::DUE, vec![ms(ahead), limit.into()]).await?.into_array()?;
-        due.into_iter()
-            .map(|due| {
-                let [job_id, lease_id, state, beat, overdue_ms] = due.into_tuple()?;
-                Ok(Due {
-                    lease: Lease { job_id: parse(&job_id)?, lease_id: parse(&lease_id)? },
-                    state: state.as_str()?.to_owned(),
-                    beat: beat.as_str()?.to_owned(),
-                    overdue_ms: overdue_ms.as_i64()?,
-                })
-            })
-            .collect()
+    /// `due`: live leases whose deadline is past or nearer than `ahead`, at most `limit` of them, read `page` a call.
+    pub async fn due(&self, ahead: Duration, page: u32, limit: usize) -> Result<Vec<Due>, RedisError> {
+        let mut all = Vec::new();
+        let (mut from, mut skip) = ("-inf".to_owned(), 0);
+        while !from.is_empty() && all.len() < limit {
+            let args = vec![ms(ahead), from.into(), skip.into(), page.into()];
+            let [due, next, seen] = self.call(&scripts::DUE, args).await?.into_tuple()?;
+            for due in due.into_array()? {
+                all.push(due_of(due)?);
+            }
+            (from, skip) = (next.as_str()?.to_owned(), seen.as_u64()?);
+        }
+        Ok(all)
     }
 
     /// `expire`: ends leases whose beat this pod has seen unchanged for a whole lease. Also answers the lanes in which
@@ -549,6 +548,16 @@ fn taken_of(reply: Reply) -> Result<TakenJob, RedisError> {
         affinity: head.affinity.into_owned(),
         traceparent: head.traceparent.into_owned(),
         payload,
+    })
+}
+
+fn due_of(reply: Reply) -> Result<Due, RedisError> {
+    let [job_id, lease_id, state, beat, overdue_ms] = reply.into_tuple()?;
+    Ok(Due {
+        lease: Lease { job_id: parse(&job_id)?, lease_id: parse(&lease_id)? },
+        state: state.as_str()?.to_owned(),
+        beat: beat.as_str()?.to_owned(),
+        overdue_ms: overdue_ms.as_i64()?,
     })
 }
 

@@ -47,15 +47,20 @@ pub async fn run(
 async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mpsc::UnboundedSender<Closed>) {
     let Knock { session, token_sha256, hello, outbox, answer } = knock;
     if pod.draining.is_cancelled() {
-        let _ = answer.send(Err(Status::unavailable("the pod is draining; reconnect to another")));
+        answer.refuse(Status::unavailable("the pod is draining; reconnect to another"));
         return;
+    }
+    if answer.is_closed() {
+        return; // it left while it waited for its turn
     }
     let found = find(pod, &token_sha256).await;
     let admitted = match found {
+        // Its jobs stay where they are: it may have brought them along on a newer session by now.
+        Ok(Some(_)) if answer.is_closed() => return,
         Ok(Some(record)) => resume(pod, &hello.running, take).await.map(|resumed| (record, resumed)),
         Ok(None) => {
             debug!(system_id = %hello.system_id, "runner refused");
-            let _ = answer.send(Err(Status::unauthenticated("no runner has this token")));
+            answer.unknown_token();
             return;
         }
         Err(error) => Err(error),
@@ -64,7 +69,7 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
         Ok(admitted) => admitted,
         Err(error) => {
             warn!(system_id = %hello.system_id, %error, "runner could not be let in");
-            let _ = answer.send(Err(Status::unavailable("the job queue cannot be reached; retry with back-off")));
+            answer.refuse(Status::unavailable("the job queue cannot be reached; retry with back-off"));
             return;
         }
     };
@@ -92,7 +97,7 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
         opened.outbox.send(proto::router_message::Kind::Drain(proto::Drain { reconnect_after_ms: 0 }));
     }
     let _ = take.send(ToTake::Opened(Box::new(opened))).await;
-    if answer.send(Ok(welcome)).is_err() {
+    if !answer.welcome(welcome) {
         let _ = closed.send(Closed { session, why: SessionClosed::Lost }); // it left before, and told so too early
     }
     // A change between the look-up and now found no session to change.

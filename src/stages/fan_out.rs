@@ -3,8 +3,8 @@
 //! In: the inbox, read by a consumer group in batches; also what dead pods left pending. Out: queued jobs (wakes to the take
 //! stage), every other change, or a `message.rejected` event; then the entry is acknowledged and deleted.
 //!
-//! An entry is acknowledged only after all of it is applied, and applying is idempotent: a pod that dies between is one that
-//! reads again. Nothing a message holds may stop the messages around it.
+//! An entry is acknowledged only after all of it is applied, or Rails was told that it never will be; and applying is
+//! idempotent: a pod that dies between is one that reads again. Nothing a message holds may stop the messages around it.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -15,7 +15,7 @@ use futures::future::join_all;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{AskedAhead, BATCH, Pod, ToTake, Undone};
 use crate::clock::unix_ms;
@@ -93,6 +93,9 @@ struct FanOut {
 /// Jobs of a batch on their way to one partition.
 type Pending = Vec<(String, PendingJob)>;
 
+/// Entries that are neither applied nor told to Rails as rejected: they stay pending, and are claimed and tried again.
+type Kept = Vec<String>;
+
 // === impl FanOut ===
 
 impl FanOut {
@@ -130,10 +133,11 @@ impl FanOut {
         }
         let mut pending: Vec<Pending> = vec![Vec::new(); self.pod.partitions.len()];
         let mut rejected = Vec::new();
+        let mut kept = Kept::new();
         let mut ids = Vec::with_capacity(entries.len());
         for entry in entries {
             let message = contract::parse(&entry.fields, &self.limits);
-            ids.push(Arg::from(&entry.id));
+            ids.push(entry.id.clone());
             match message {
                 Ok(Message::JobPending(job)) => {
                     metrics().inbox_messages_total.of(InboxType::JobPending).increment(1);
@@ -141,29 +145,37 @@ impl FanOut {
                 }
                 Ok(message) => {
                     // What is queued before it must be there when it is applied: a cancel after its job, for one.
-                    self.queue_all(&mut pending).await?;
-                    left_out(self.apply_one(&entry.id, message).await)?;
+                    kept.extend(self.queue_all(&mut pending).await?);
+                    let job_id = job_of(&message);
+                    match self.apply_one(&entry.id, message).await {
+                        Err(Undone::Failed(_)) => kept.extend(self.reject_not_applied(&entry.id, job_id).await?),
+                        done => done?,
+                    }
                 }
                 Err(rejection) => rejected.push((entry.id, rejection)),
             }
         }
-        self.queue_all(&mut pending).await?;
-        left_out(self.reject_all(&rejected).await)?;
-        left_out(self.acknowledge(ids).await)
+        kept.extend(self.queue_all(&mut pending).await?);
+        kept.extend(self.reject_all(&rejected).await?);
+        ids.retain(|id| !kept.contains(id));
+        left_out(self.acknowledge(&ids).await)
     }
 
-    async fn queue_all(&self, pending: &mut [Pending]) -> Result<(), Undone> {
+    async fn queue_all(&self, pending: &mut [Pending]) -> Result<Kept, Undone> {
+        let mut kept = Kept::new();
         for (number, jobs) in pending.iter_mut().enumerate() {
             let jobs = std::mem::take(jobs);
             let queued = join_all(jobs.chunks(BATCH).map(|batch| self.queue(number as u16, batch))).await;
-            queued.into_iter().collect::<Result<(), Undone>>()?;
+            for of_batch in queued {
+                kept.extend(of_batch?);
+            }
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// Queues one script call's worth of jobs. A call that fails for good is made again job by job, so that what is wrong with
     /// one holds up no other.
-    async fn queue(&self, number: u16, jobs: &[(String, PendingJob)]) -> Result<(), Undone> {
+    async fn queue(&self, number: u16, jobs: &[(String, PendingJob)]) -> Result<Kept, Undone> {
         let partition = &self.pod.partitions[usize::from(number)];
         let call = || async {
             let asked = AskedAhead::default(); // of this very call: a repeated one comes after the takes of the first
@@ -183,14 +195,15 @@ impl FanOut {
             Ok(done) => done,
             Err(Undone::Stopped) => return Err(Undone::Stopped),
             Err(Undone::Failed(_)) if jobs.len() > 1 => {
+                let mut kept = Kept::new();
                 for job in jobs {
-                    Box::pin(self.queue(number, std::slice::from_ref(job))).await?;
+                    kept.extend(Box::pin(self.queue(number, std::slice::from_ref(job))).await?);
                 }
-                return Ok(());
+                return Ok(kept);
             }
             Err(Undone::Failed(_)) => {
                 let (entry_id, job) = &jobs[0];
-                return left_out(self.reject_unqueueable(entry_id, job.id).await);
+                return self.reject_not_applied(entry_id, Some(job.id)).await;
             }
         };
         let queued = done.outcomes.iter().filter(|outcome| **outcome == Outcome::Ok).count();
@@ -200,7 +213,7 @@ impl FanOut {
         for project in done.changed {
             self.reindex(number, project).await?;
         }
-        Ok(())
+        Ok(Kept::new())
     }
 
     /// Tells the take stage of jobs on their way, if they are few: with many, there is work enough already.
@@ -287,7 +300,7 @@ impl FanOut {
     }
 
     /// One `message.rejected` each, on the first partition's stream: a bad message may name no tenant.
-    async fn reject_all(&self, rejected: &[(String, Rejection)]) -> Result<(), Undone> {
+    async fn reject_all(&self, rejected: &[(String, Rejection)]) -> Result<Kept, Undone> {
         let told = join_all(rejected.iter().map(|(entry_id, rejection)| async move {
             warn!(entry_id, field = %rejection.field, reason = %rejection.reason, "message rejected");
             let data = json!({
@@ -300,42 +313,65 @@ impl FanOut {
                 "reason": rejection.reason,
                 "data_start": rejection.data_start(),
             });
-            self.tell_rejected(data, class(rejection)).await
+            self.tell_rejected(entry_id, data, class(rejection)).await
         }));
-        told.await.into_iter().collect()
+        let mut kept = Kept::new();
+        for of_one in told.await {
+            kept.extend(of_one?);
+        }
+        Ok(kept)
     }
 
-    /// A job that no script takes is a bug of ours, and still must not stop the jobs behind it.
-    async fn reject_unqueueable(&self, entry_id: &str, job_id: JobId) -> Result<(), Undone> {
+    /// A message that its script fails on is a bug of ours, or somebody else's writing in our keys. It must not stop what comes
+    /// behind it, and Rails must not believe that it was applied.
+    async fn reject_not_applied(&self, entry_id: &str, job_id: Option<JobId>) -> Result<Kept, Undone> {
         let data = json!({
             "event_id": format!("{entry_id}.rejected"),
             "at_ms": unix_ms(),
-            "id": job_id.0,
+            "id": job_id.map(|id| id.0),
             "pod": self.pod.name.as_str(),
             "entry_id": entry_id,
             "field": "data",
-            "reason": "the router could not queue this job; its log says why",
+            "reason": "the router could not apply this message; its log says why",
             "data_start": "",
         });
-        self.tell_rejected(data, Rejected::BadField).await
+        self.tell_rejected(entry_id, data, Rejected::NotApplied).await
     }
 
-    async fn tell_rejected(&self, mut data: serde_json::Value, class: Rejected) -> Result<(), Undone> {
+    async fn tell_rejected(
+        &self,
+        entry_id: &str,
+        mut data: serde_json::Value,
+        class: Rejected,
+    ) -> Result<Kept, Undone> {
         if data["id"].is_null() {
             data.as_object_mut().expect("made as an object").remove("id");
         }
-        metrics().messages_rejected_total.of(class).increment(1);
         let data = data.to_string();
         let partition = &self.pod.partitions[0];
         let call = || partition.event(EventType::MessageRejected, data.clone());
-        self.pod.until_done("event", call).await
+        match self.pod.until_done("event", call).await {
+            Err(Undone::Failed(_)) => {
+                error!(entry_id, "message neither applied nor rejected; tried again when it is claimed");
+                Ok(vec![entry_id.to_owned()])
+            }
+            told => {
+                told?;
+                metrics().messages_rejected_total.of(class).increment(1);
+                Ok(Kept::new())
+            }
+        }
     }
 
-    async fn acknowledge(&self, ids: Vec<Arg>) -> Result<(), Undone> {
+    async fn acknowledge(&self, ids: &[String]) -> Result<(), Undone> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         let (redis, config) = (&self.pod.redis, &self.pod.config);
         let stream = Arg::from(&config.inbox_stream);
         let group = Arg::from(config.inbox_group.as_str());
-        let acked = [stream.clone(), group].into_iter().chain(ids.iter().cloned()).collect::<Vec<_>>();
+        let ids = ids.iter().map(Arg::from);
+        let acked = [stream.clone(), group].into_iter().chain(ids.clone()).collect::<Vec<_>>();
         let deleted = [stream].into_iter().chain(ids).collect::<Vec<_>>();
         // In this order on one connection: an entry that is gone but pending would be claimed for ever.
         let call = || async {
@@ -354,6 +390,16 @@ fn left_out(done: Result<(), Undone>) -> Result<(), Undone> {
     match done {
         Err(Undone::Failed(_)) => Ok(()),
         done => done,
+    }
+}
+
+fn job_of(message: &Message) -> Option<JobId> {
+    match message {
+        Message::JobPending(job) => Some(job.id),
+        Message::JobCanceled { job_id, .. }
+        | Message::JobRunning { job_id, .. }
+        | Message::JobFinished { job_id, .. } => Some(*job_id),
+        _ => None,
     }
 }
 

@@ -42,7 +42,7 @@ impl Held {
         self.insert(lease, session, outbox, Phase::Assigned);
     }
 
-    /// A session brought a running job along.
+    /// A session brought a running job along. One that was let in late takes it from no newer session.
     pub fn resume(&self, lease: Lease, session: SessionId, outbox: Outbox) {
         self.insert(lease, session, outbox, Phase::Running);
     }
@@ -63,6 +63,13 @@ impl Held {
         if let Some(entry) = self.lock().get_mut(&lease_id) {
             entry.phase = Phase::Running;
         }
+    }
+
+    /// Whether the session holds this job, pushed, accepted or running.
+    pub fn holds(&self, lease: Lease, session: SessionId) -> bool {
+        let entries = self.lock();
+        let entry = entries.get(&lease.lease_id);
+        entry.is_some_and(|entry| entry.session == session && entry.job_id == lease.job_id)
     }
 
     /// Whether the session holds this job and has not been told to start it.
@@ -134,11 +141,35 @@ impl Held {
         let Lease { job_id, lease_id } = lease;
         let entry = Entry { job_id, session, outbox, phase, since: Instant::now(), told_to_cancel: false };
         let mut entries = self.lock();
+        if entries.get(&lease_id).is_some_and(|held| held.session > session) {
+            return;
+        }
         entries.insert(lease_id, entry);
         metrics().jobs_held.set(entries.len() as f64);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<LeaseId, Entry>> {
         self.0.lock().expect("nobody panics with it")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_was_let_in_late_takes_no_job_from_a_newer_one() {
+        let held = Held::default();
+        let (older, newer) = (SessionId::next(), SessionId::next());
+        let lease = Lease { job_id: JobId(1), lease_id: LeaseId::random(0) };
+        held.resume(lease, newer, Outbox::for_tests(newer));
+        held.resume(lease, older, Outbox::for_tests(older));
+        assert!(held.holds(lease, newer) && !held.holds(lease, older));
+        held.forget(older);
+        assert!(held.holds(lease, newer));
+        // On the next session it is that one's.
+        let newest = SessionId::next();
+        held.resume(lease, newest, Outbox::for_tests(newest));
+        assert!(held.holds(lease, newest));
     }
 }

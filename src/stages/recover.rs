@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::{BATCH, Pod, ToTake, Undone};
 use crate::clock::jitter;
+use crate::config::Config;
 use crate::job::Lease;
 use crate::redis::{Due, Expired, Partition, RedisError};
 use crate::runner::Lane;
@@ -21,8 +22,10 @@ use crate::telemetry::labels::{self, GaveBack};
 use crate::telemetry::metrics;
 use watch::Watch;
 
-/// The most leases looked at in one round: what is due stays due.
-const DUE_MAX: u32 = 512;
+/// How many leases one call reads: a few milliseconds of Redis.
+const DUE_PAGE: u32 = 512;
+/// How many one look reads at most. What a look does not list is not watched.
+const DUE_MAX: usize = 65_536;
 /// How long mail outlives a pod that nobody buries, all pods being down.
 const MAIL_TTL: Duration = Duration::from_secs(3600);
 
@@ -41,7 +44,7 @@ pub async fn run(pod: Pod, number: u16, take: mpsc::Sender<ToTake>, mail_read: A
         pods: Watch::new(config.pod_dead_after.saturating_sub(config.pod_heartbeat / 2)),
         leases: Watch::new(config.lease),
         assigned: Watch::new(config.accept_timeout),
-        canceling: Watch::new(config.cancel_grace),
+        canceling: Watch::new(config.cancel_grace.min(ahead(&config))),
         standing: Watch::new(config.sweep_interval / 2),
         sweep_cursor: "0".to_owned(),
         pod,
@@ -63,6 +66,12 @@ pub async fn run(pod: Pod, number: u16, take: mpsc::Sender<ToTake>, mail_read: A
             return;
         }
     }
+}
+
+/// How long before its deadline a job is looked at. A lease that was renewed within the last beat and a half is nobody's worry.
+/// A cancel with a longer grace is looked at from here on, so this is how long it is watched.
+fn ahead(config: &Config) -> Duration {
+    config.lease.saturating_sub(config.beat_interval + config.beat_interval / 2)
 }
 
 fn ticks(every: Duration) -> tokio::time::Interval {
@@ -148,9 +157,8 @@ impl Recover {
     /// Ends leases that this pod has seen unchanged for all their time.
     async fn expire(&mut self) -> Result<(), Undone> {
         let config = self.pod.config.clone();
-        // A lease that was renewed within the last beat and a half is nobody's worry.
-        let ahead = config.lease.saturating_sub(config.beat_interval + config.beat_interval / 2);
-        let due = self.pod.until_done("due", || self.partition().due(ahead, DUE_MAX)).await?;
+        let ahead = ahead(&config);
+        let due = self.pod.until_done("due", || self.partition().due(ahead, DUE_PAGE, DUE_MAX)).await?;
         let (canceling, leased): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.state == "canceling");
         let (assigned, leased): (Vec<_>, Vec<_>) = leased.into_iter().partition(|due| due.state == "assigned");
         // The pushing pod looks after the time to accept; others only when it is past.
@@ -167,6 +175,9 @@ impl Recover {
             for ((lease, _), outcome) in leases.iter().zip(outcomes) {
                 let Some(outcome) = label(outcome) else { continue };
                 metrics().expiries_total.of(outcome).increment(1);
+                if let Some(end) = end_of(outcome) {
+                    metrics().jobs_ended_total.of(end).increment(1);
+                }
                 warn!(job_id = %lease.job_id, lease_id = %lease.lease_id, ?outcome, "lease expired");
             }
             if !wakes.is_empty() {
@@ -179,6 +190,14 @@ impl Recover {
 
 fn without_time(due: Due) -> Due {
     Due { overdue_ms: 0, ..due }
+}
+
+fn end_of(outcome: labels::Expired) -> Option<labels::Ended> {
+    match outcome {
+        labels::Expired::Requeued => None,
+        labels::Expired::Failed => Some(labels::Ended::RunnerLost),
+        labels::Expired::Canceled => Some(labels::Ended::Canceled),
+    }
 }
 
 fn label(outcome: Expired) -> Option<labels::Expired> {

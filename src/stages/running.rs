@@ -2,6 +2,11 @@
 //!
 //! In: beats. Out: `BeatAck` once the renewal is recorded (the runner counts its lease from when it sent the beat that was
 //! acknowledged), with the jobs that are not its any more; `Cancel` for those it should stop.
+//!
+//! One runner must not hold up the beats of all: of several beats of a session the newest is answered, and Redis is asked only
+//! about jobs that the session holds here. What it holds was pushed or resumed here, so anything else is not its.
+
+use std::collections::HashSet;
 
 use tokio::sync::mpsc;
 
@@ -26,23 +31,29 @@ pub async fn run(pod: Pod, mut beats: mpsc::Receiver<Spoken<Beat>>) {
             () = pod.stopped.cancelled() => return,
             read = beats.recv_many(&mut batch, BATCH) => if read == 0 { return },
         }
-        if let Err(Undone::Stopped) = renew(&pod, batch.drain(..)).await {
+        if let Err(Undone::Stopped) = renew(&pod, newest(batch.drain(..))).await {
             return;
         }
     }
 }
 
-async fn renew(pod: &Pod, beats: impl Iterator<Item = Spoken<Beat>>) -> Result<(), Undone> {
-    let mut answering = Vec::new();
+/// The last beat of each session: its answer answers those before it.
+fn newest(beats: impl DoubleEndedIterator<Item = Spoken<Beat>>) -> Vec<Spoken<Beat>> {
+    let mut heard = HashSet::new();
+    beats.rev().filter(|beat| heard.insert(beat.session)).collect()
+}
+
+async fn renew(pod: &Pod, beats: Vec<Spoken<Beat>>) -> Result<(), Undone> {
+    let mut answering = Vec::with_capacity(beats.len());
     let mut leases = Vec::new();
     for Spoken { session, said } in beats {
-        leases.extend(said.running.into_iter().map(|lease| (answering.len(), lease)));
-        answering.push(Answering { session, sequence: said.sequence, gone: Vec::new() });
+        let (sequence, beat) = (said.sequence, answering.len());
+        let listed: HashSet<Lease> = said.running.into_iter().collect();
+        let (held, gone) = listed.into_iter().partition(|lease| pod.held.holds(*lease, session));
+        leases.extend(Vec::into_iter(held).map(|lease| (beat, lease)));
+        answering.push(Answering { session, sequence, gone });
     }
-    let (groups, nowhere) = by_partition(pod, leases, |(_, lease)| *lease);
-    for (beat, lease) in nowhere {
-        answering[beat].gone.push(lease);
-    }
+    let (groups, _) = by_partition(pod, leases, |(_, lease)| *lease);
     for (partition, leases) in groups {
         let partition = &pod.partitions[usize::from(partition)];
         for leases in leases.chunks(BATCH) {
@@ -71,4 +82,20 @@ async fn renew(pod: &Pod, beats: impl Iterator<Item = Spoken<Beat>>) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_beats_of_a_session_the_newest_is_answered() {
+        let (one, two) = (SessionId::next(), SessionId::next());
+        let said = |session, sequence| Spoken { session, said: Beat { sequence, running: Vec::new() } };
+        let beats = vec![said(one, 1), said(two, 7), said(one, 2), said(one, 3), said(two, 8)];
+        let mut newest: Vec<_> =
+            newest(beats.into_iter()).iter().map(|beat| (beat.session, beat.said.sequence)).collect();
+        newest.sort_unstable();
+        assert_eq!(newest, [(one, 3), (two, 8)]);
+    }
 }

@@ -117,7 +117,7 @@ pub async fn run(pod: Pod, mut inputs: Inputs, give_back: mpsc::Sender<GiveBack>
             Some((asked, answer)) = take.asking.next() => take.answered(asked, answer),
             // The end of a session before its slots: a slot of a session that is gone is none.
             Some(closed) = inputs.closed.recv() => take.closed(closed),
-            Some(spoken) = inputs.slots.recv() => take.fleet.set_slots(spoken.session, spoken.said),
+            Some(spoken) = inputs.slots.recv() => take.slots(&spoken),
             Some(said) = inputs.stages.recv() => take.hear(said),
             Ok(()) = doubts.changed() => take.loading = true,
             Ok(room) = give_back.reserve(), if !take.returns.is_empty() => {
@@ -173,14 +173,25 @@ impl Take {
         true
     }
 
+    /// What a session says of its slots may come before the news that it was opened, on another channel.
+    fn slots(&mut self, spoken: &Spoken<Slots>) {
+        if self.pod.sessions.get(spoken.session).is_some() {
+            self.fleet.set_slots(spoken.session, spoken.said);
+        }
+    }
+
     fn opened(&mut self, opened: Opened) {
         let session = opened.session;
+        // Its end is told on another channel and may be known here before its beginning: nobody would tell it again.
+        if self.pod.sessions.get(session).is_none() {
+            return;
+        }
         let (scopes, replaced) = self.fleet.open(opened, &self.lanes);
         self.scopes.extend(scopes);
         if let Some((older, outbox)) = replaced {
             let status = tonic::Status::aborted("a newer session of this system_id has taken over");
             outbox.close(SessionClosed::Replaced, Some(status));
-            info!(session = %session, older = %older, "session replaced by a newer one of its manager");
+            info!(session = %older, "session replaced by a newer one of its manager");
         }
     }
 
@@ -366,7 +377,9 @@ impl Take {
         }
         self.fleet.assigned(session);
         metrics().jobs_assigned_total.increment(1);
-        metrics().publish_to_push_seconds.record(since_unix_ms(job.published_at_ms));
+        if job.attempt == 1 {
+            metrics().publish_to_push_seconds.record(since_unix_ms(job.published_at_ms));
+        }
         metrics().queue_wait_seconds.record(since_unix_ms(job.queued_at_ms));
         info!(job_id = %lease.job_id, lease_id = %lease.lease_id, attempt = job.attempt, session = %session,
             lane = %job.lane, "job pushed");

@@ -46,7 +46,6 @@ labels! {
         Failed = "failed",
         Canceled = "canceled",
         RunnerLost = "runner_lost",
-        Undeliverable = "undeliverable",
     }
 
     /// Why a job was given back.
@@ -56,7 +55,6 @@ labels! {
         SessionClosed = "session_closed",
         Drain = "drain",
         PodDead = "pod_dead",
-        SendFailed = "send_failed",
     }
 
     /// What became of a job whose lease ran out.
@@ -68,12 +66,11 @@ labels! {
 
     /// Why an inbox entry was refused, by class.
     reason: Rejected {
-        TooLarge = "too_large",
         NotJson = "not_json",
         UnknownVersion = "unknown_version",
         UnknownType = "unknown_type",
-        MissingField = "missing_field",
         BadField = "bad_field",
+        NotApplied = "not_applied",
     }
 
     /// The type of an inbox message.
@@ -86,7 +83,6 @@ labels! {
         RunnerDeleted = "runner.deleted",
         TenantUpserted = "tenant.upserted",
         ProjectUpserted = "project.upserted",
-        Unknown = "unknown",
     }
 
     /// Why a session ended.
@@ -97,7 +93,6 @@ labels! {
         Slow = "slow",
         Protocol = "protocol",
         Replaced = "replaced",
-        HelloTimeout = "hello_timeout",
     }
 
     /// A call to Redis: a script by its name, or any other command.
@@ -134,5 +129,12 @@ labels! {
     outcome: Took {
         Jobs = "jobs",
         Empty = "empty",
+    }
+}
+
+impl RedisCall {
+    /// A script by its name.
+    pub fn of_script(name: &str) -> Self {
+        Self::ALL.iter().copied().find(|call| call.as_str() == name).unwrap_or(Self::OtherScript)
     }
 }

@@ -87,7 +87,7 @@ metrics! {
     jobs_assigned_total: Counter;
     /// Jobs that a runner was told to start.
     jobs_started_total: Counter;
-    /// Jobs that ended, by how.
+    /// Jobs whose end this pod recorded: reported by their runners, or as their leases ran out. By how they ended.
     jobs_ended_total: By<Ended, Counter>;
     /// Jobs assigned or running at this pod.
     jobs_held: Gauge;
@@ -101,7 +101,7 @@ metrics! {
     wakes_total: By<Wake, Counter>;
     /// Takes, by whether they brought jobs. Many empty ones are wake-ups for nothing.
     takes_total: By<Took, Counter>;
-    /// Entries read from the inbox, by type.
+    /// Messages read from the inbox, by type; without those refused, whose type may be unknown.
     inbox_messages_total: By<InboxType, Counter>;
     /// Inbox entries refused, each with a `message.rejected` event, by class of reason.
     messages_rejected_total: By<Rejected, Counter>;
@@ -117,7 +117,7 @@ metrics! {
     auth_failures_total: Counter;
     /// Calls to Redis, from sent to answered, by script. Blocking reads are not timed.
     redis_call_seconds: By<RedisCall, Histogram>, CALL;
-    /// Calls to Redis that failed after all retries, by what went wrong.
+    /// Calls to Redis that failed, by what went wrong. Most are made again until they are done.
     redis_errors_total: By<RedisError, Counter>;
     /// Connections to Redis made again.
     redis_reconnects_total: Counter;

@@ -9,7 +9,7 @@ use job_router::config::Config;
 use job_router::contract::Event;
 use job_router::dispatcher::{self, Listeners};
 use job_router::job::Name;
-use job_router::redis::{Arg, Redis, RedisSettings};
+use job_router::redis::{Arg, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings, Reply};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -56,6 +56,15 @@ impl Installation {
         Self { redis, config }
     }
 
+    /// One with a Redis that no other test uses: to hold up, to count its calls, or to take its rights away.
+    pub async fn alone() -> (Self, PrivateRedis) {
+        let server = PrivateRedis::start(&PrivateRedisOptions::default()).expect("redis-server starts");
+        let mut installation = Self::new().await;
+        installation.config.redis_url = server.url().parse().expect("a URL");
+        installation.redis = Redis::connect(&RedisSettings::new(server.url())).await.expect("connects");
+        (installation, server)
+    }
+
     pub async fn pod(&self, name: &str) -> TestPod {
         let mut config = self.config.clone();
         config.pod_id = Name::new(name).expect("a name");
@@ -66,6 +75,24 @@ impl Installation {
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(dispatcher::run(config, Listeners { grpc, admin }, shutdown.clone()));
         TestPod { url, admin: admin_url, shutdown, task }
+    }
+
+    /// A command that has nothing to do with a key.
+    pub async fn command(&self, name: &'static str, args: &[&str]) -> Reply {
+        self.redis.command_at("any", name, args.iter().map(|arg| Arg::from(*arg))).await.expect("a reply")
+    }
+
+    /// How many scripts Redis was asked to run.
+    pub async fn scripts_run(&self) -> u64 {
+        let stats = self.command("INFO", &["commandstats"]).await;
+        let line = stats.as_str().expect("text").lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        line.and_then(|line| line.split(',').next()?.parse().ok()).expect("a count")
+    }
+
+    /// Whether an entry is still in the inbox.
+    pub async fn in_inbox(&self, entry_id: &str) -> bool {
+        let args = [self.config.inbox_stream.as_str(), entry_id, entry_id].map(Arg::from);
+        !self.redis.command("XRANGE", args).await.expect("a reply").into_entries().expect("entries").is_empty()
     }
 
     /// Publishes a message as Rails would.

@@ -17,6 +17,7 @@ use super::pods::{LIMIT, token};
 pub struct Raw {
     up: mpsc::Sender<RunnerMessage>,
     down: Streaming<RouterMessage>,
+    channel: Channel,
     /// Passed over while it waited for something else.
     passed: VecDeque<Down>,
 }
@@ -59,8 +60,8 @@ impl Raw {
         if let Some(value) = authorization {
             request.metadata_mut().insert("authorization", value.parse().expect("ASCII"));
         }
-        let down = RunnerServiceClient::new(channel).session(request).await?.into_inner();
-        Ok(Self { up, down, passed: VecDeque::new() })
+        let down = RunnerServiceClient::new(channel.clone()).session(request).await?.into_inner();
+        Ok(Self { up, down, channel, passed: VecDeque::new() })
     }
 
     /// Runner `id` says Hello; the answer is yet to be read.
@@ -78,6 +79,37 @@ impl Raw {
             Ok(Some(Down::Welcome(welcome))) => (raw, welcome),
             other => panic!("not welcome: {other:?}"),
         }
+    }
+
+    /// Waits until the router has noticed the end of all streams but those of `staying` sessions: until `max_sessions` less
+    /// `staying` more have room at once.
+    pub async fn until_others_have_left(url: &str, max_sessions: usize, staying: usize) {
+        let channel = channel(url).await;
+        let all = async {
+            loop {
+                let streams = (staying..max_sessions).map(|_| Self::stream(channel.clone(), Some("Bearer nobody")));
+                if futures::future::join_all(streams).await.iter().all(Result::is_ok) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, all).await.expect("they leave in time");
+    }
+
+    /// Waits until the router has read all that was said on this connection so far: until it has answered a call that came after.
+    pub async fn until_heard(&self) {
+        let heard = async {
+            while self.up.capacity() < self.up.max_capacity() {
+                tokio::task::yield_now().await;
+            }
+            let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+            grpc.ready().await.expect("a connection");
+            let codec = tonic_prost::ProstCodec::<proto::Hello, proto::Hello>::default();
+            let path = tonic::codegen::http::uri::PathAndQuery::from_static("/no_such/Call");
+            let answer = grpc.unary(Request::new(proto::Hello::default()), path, codec).await;
+            assert_eq!(answer.expect_err("there is none").code(), tonic::Code::Unimplemented);
+        };
+        tokio::time::timeout(LIMIT, heard).await.expect("the connection is driven");
     }
 
     /// Says something; a session that has ended does not hear it.

@@ -11,9 +11,9 @@ use crate::runner::{RunnerClass, RunnerRecord, Scope};
 use crate::stages::Opened;
 use crate::tags::{Capability, TagSet};
 
-/// A class's number.
+/// A class's number, never used again: a take that is under way may outlive the class it was sent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct ClassId(usize);
+pub(super) struct ClassId(u64);
 
 /// All sessions.
 #[derive(Default)]
@@ -21,11 +21,15 @@ pub(super) struct Fleet {
     sessions: HashMap<SessionId, Member>,
     managers: HashMap<(RunnerId, Name), SessionId>,
     class_ids: HashMap<RunnerClass, ClassId>,
-    classes: Vec<Class>,
+    /// Those with members, or with a take under way. What runners call their features makes classes: they must not add up.
+    classes: HashMap<ClassId, Class>,
+    last_class: u64,
     /// Classes, highest runner priority first.
     order: Vec<ClassId>,
     /// Sessions that are left alone, and until when.
     backing_off: BTreeSet<(Instant, SessionId)>,
+    /// What sessions said of their slots before they were known here.
+    early: HashMap<SessionId, Slots>,
 }
 
 struct Member {
@@ -76,12 +80,13 @@ impl Fleet {
     /// Adds a session. Answers the scopes of its class, and the older session of the same manager, if there is one.
     pub(super) fn open(&mut self, opened: Opened, lanes: &[Lanes]) -> (Vec<Scope>, Option<(SessionId, Outbox)>) {
         let Opened { session, record, system_id, features, slots, outbox } = opened;
-        let class = self.class_of(record.class(&features), lanes);
-        self.classes[class.0].members.insert(session);
-        let scopes = self.classes[class.0].class.scopes.iter().copied().collect();
+        let id = self.class_of(record.class(&features), lanes);
+        let class = self.class_mut(id);
+        class.members.insert(session);
+        let scopes = class.class.scopes.iter().copied().collect();
         let manager = (record.runner_id(), system_id.clone());
         let member = Member {
-            class,
+            class: id,
             record,
             system_id,
             features,
@@ -95,7 +100,14 @@ impl Fleet {
         };
         self.sessions.insert(session, member);
         self.rank(session);
-        let older = self.managers.insert(manager, session);
+        if let Some(slots) = self.early.remove(&session) {
+            self.set_slots(session, slots);
+        }
+        // Of two, the one that said Hello first goes, also where it was let in last.
+        let other = self.managers.get(&manager).copied();
+        let newer = other.map_or(session, |other| other.max(session));
+        self.managers.insert(manager, newer);
+        let older = other.map(|other| other.min(session));
         let replaced = older.and_then(|older| {
             let member = self.sessions.get_mut(&older)?;
             member.said_free = 0;
@@ -107,10 +119,9 @@ impl Fleet {
     }
 
     pub(super) fn close(&mut self, session: SessionId) {
+        self.early.remove(&session);
         let Some(member) = self.sessions.remove(&session) else { return };
-        let class = &mut self.classes[member.class.0];
-        class.members.remove(&session);
-        class.free.remove(&(member.ranked, session));
+        self.leave(member.class, session, member.ranked);
         let manager = (member.record.runner_id(), member.system_id);
         if self.managers.get(&manager) == Some(&session) {
             self.managers.remove(&manager);
@@ -135,11 +146,12 @@ impl Fleet {
             };
             let (old, features) = (member.class, member.features.clone());
             let class = self.class_of(record.class(&features), lanes);
-            let ranked = std::mem::take(&mut self.sessions.get_mut(&session).expect("found above").ranked);
-            self.classes[old.0].members.remove(&session);
-            self.classes[old.0].free.remove(&(ranked, session));
-            self.classes[class.0].members.insert(session);
-            scopes.extend(self.classes[class.0].class.scopes.iter().copied());
+            if class != old {
+                let ranked = std::mem::take(&mut self.sessions.get_mut(&session).expect("found above").ranked);
+                self.class_mut(class).members.insert(session);
+                self.leave(old, session, ranked);
+            }
+            scopes.extend(self.class(class).class.scopes.iter().copied());
             let member = self.sessions.get_mut(&session).expect("found above");
             member.class = class;
             member.record = record.clone();
@@ -148,12 +160,15 @@ impl Fleet {
         (scopes, gone)
     }
 
+    /// What a session says of its slots; one that is not known here yet will be, or is closed.
     pub(super) fn set_slots(&mut self, session: SessionId, slots: Slots) {
         if let Some(member) = self.sessions.get_mut(&session) {
             member.said_free = slots.free;
             member.seen = slots.assigns_seen.min(member.sent);
+            self.rank(session);
+        } else {
+            self.early.insert(session, slots);
         }
-        self.rank(session);
     }
 
     pub(super) fn back_off(&mut self, session: SessionId, until: Instant) {
@@ -186,7 +201,7 @@ impl Fleet {
 
     /// The scopes of all sessions.
     pub(super) fn scopes(&self) -> Vec<Scope> {
-        let used = self.classes.iter().filter(|class| !class.members.is_empty());
+        let used = self.classes.values().filter(|class| !class.members.is_empty());
         let scopes: BTreeSet<Scope> = used.flat_map(|class| class.class.scopes.iter().copied()).collect();
         scopes.into_iter().collect()
     }
@@ -194,7 +209,7 @@ impl Fleet {
     /// Matches a new lane against all classes.
     pub(super) fn match_lane(&mut self, partition: u16, id: LaneId, lanes: &Lanes) {
         let (lane, capability) = lanes.get(id);
-        for class in &mut self.classes {
+        for class in self.classes.values_mut() {
             let matched = &mut class.lanes[usize::from(partition)];
             if class.class.matches(lane.scope, capability) && !matched.contains(&id) {
                 matched.push(id);
@@ -204,7 +219,7 @@ impl Fleet {
 
     /// Matches all classes against all lanes, which have new numbers.
     pub(super) fn match_all(&mut self, lanes: &[Lanes]) {
-        for class in &mut self.classes {
+        for class in self.classes.values_mut() {
             class.lanes = matched(&class.class, lanes);
         }
     }
@@ -219,7 +234,7 @@ impl Fleet {
         let number = usize::from(partition);
         // Highest runner priority first: lower classes get what is left over.
         self.order.iter().find_map(|id| {
-            let class = &self.classes[id.0];
+            let class = self.class(*id);
             if class.asking[number] > 0 || class.free.is_empty() {
                 return None;
             }
@@ -231,11 +246,11 @@ impl Fleet {
 
     /// Offers up to `max` free slots of a class, those of the session with the most free ones first.
     pub(super) fn offer(&mut self, class: ClassId, partition: u16, max: usize) -> Vec<(SessionId, RunnerId, Name)> {
-        self.classes[class.0].asking[usize::from(partition)] += 1;
+        self.class_mut(class).asking[usize::from(partition)] += 1;
         let mut offers = Vec::new();
         while offers.len() < max {
             // One slot of the freest session at a time, so that a batch spreads as single jobs would.
-            let Some((_, session)) = self.classes[class.0].free.last().copied() else { break };
+            let Some((_, session)) = self.class(class).free.last().copied() else { break };
             let member = self.sessions.get_mut(&session).expect("members are sessions");
             member.offered += 1;
             offers.push((session, member.record.runner_id(), member.system_id.clone()));
@@ -246,10 +261,11 @@ impl Fleet {
 
     /// A take is answered; these slots were not used.
     pub(super) fn take_back(&mut self, class: ClassId, partition: u16, unused: impl Iterator<Item = SessionId>) {
-        self.classes[class.0].asking[usize::from(partition)] -= 1;
+        self.class_mut(class).asking[usize::from(partition)] -= 1;
         for session in unused {
             self.release(session);
         }
+        self.drop_unused(class);
     }
 
     /// An offered slot was not used.
@@ -272,7 +288,7 @@ impl Fleet {
     /// Whether a class could answer a wake of this lane now or when a take under way is answered.
     pub(super) fn may_take_soon(&self, partition: u16, lane: LaneId) -> bool {
         let number = usize::from(partition);
-        let matching = self.classes.iter().filter(|class| class.lanes[number].contains(&lane));
+        let matching = self.classes.values().filter(|class| class.lanes[number].contains(&lane));
         matching.into_iter().any(|class| class.asking[number] > 0 || !class.free.is_empty())
     }
 
@@ -280,32 +296,59 @@ impl Fleet {
     pub(super) fn can_ask(&self, partition: u16, lane: LaneId) -> bool {
         let number = usize::from(partition);
         self.classes
-            .iter()
+            .values()
             .any(|class| class.asking[number] == 0 && !class.free.is_empty() && class.lanes[number].contains(&lane))
     }
 
     /// Whether the session is there and its runner may take such a job, as the record is now.
     pub(super) fn may_take(&self, session: SessionId, scope: Scope, capability: &Capability) -> bool {
         let member = self.sessions.get(&session);
-        member.is_some_and(|member| self.classes[member.class.0].class.matches(scope, capability))
+        member.is_some_and(|member| self.class(member.class).class.matches(scope, capability))
     }
 
     fn class_of(&mut self, class: RunnerClass, lanes: &[Lanes]) -> ClassId {
         if let Some(id) = self.class_ids.get(&class) {
             return *id;
         }
-        let id = ClassId(self.classes.len());
-        self.classes.push(Class {
+        self.last_class += 1;
+        let id = ClassId(self.last_class);
+        let new = Class {
             lanes: matched(&class, lanes),
             class: class.clone(),
             members: BTreeSet::new(),
             free: BTreeSet::new(),
             asking: vec![0; lanes.len()],
-        });
+        };
+        self.classes.insert(id, new);
         self.class_ids.insert(class, id);
         self.order.push(id);
-        self.order.sort_by_key(|id| std::cmp::Reverse(self.classes[id.0].class.priority));
+        self.order.sort_by_key(|id| std::cmp::Reverse(self.classes[id].class.priority));
         id
+    }
+
+    fn class(&self, id: ClassId) -> &Class {
+        self.classes.get(&id).expect("a class stays while it has members or a take under way")
+    }
+
+    fn class_mut(&mut self, id: ClassId) -> &mut Class {
+        self.classes.get_mut(&id).expect("a class stays while it has members or a take under way")
+    }
+
+    /// A session is not of this class any more.
+    fn leave(&mut self, id: ClassId, session: SessionId, ranked: u32) {
+        let class = self.class_mut(id);
+        class.members.remove(&session);
+        class.free.remove(&(ranked, session));
+        self.drop_unused(id);
+    }
+
+    fn drop_unused(&mut self, id: ClassId) {
+        let class = self.class(id);
+        if class.members.is_empty() && class.asking.iter().all(|takes| *takes == 0) {
+            let class = self.classes.remove(&id).expect("just seen");
+            self.class_ids.remove(&class.class);
+            self.order.retain(|ordered| *ordered != id);
+        }
     }
 
     /// Puts a session where its free slots belong in its class.
@@ -316,7 +359,8 @@ impl Fleet {
             return;
         }
         member.ranked = now;
-        let free = &mut self.classes[member.class.0].free;
+        let class = self.classes.get_mut(&member.class).expect("a class stays while it has members");
+        let free = &mut class.free;
         free.remove(&(before, session));
         if now > 0 {
             free.insert((now, session));
@@ -331,3 +375,6 @@ fn matched(class: &RunnerClass, lanes: &[Lanes]) -> Vec<Vec<LaneId>> {
     };
     lanes.iter().map(matching).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+use super::*;
+
+fn opened(session: SessionId, features: &str, slots: u32) -> Opened {
+    let record = serde_json::json!({"id": 1, "token_sha256": "00", "type": "instance", "run_untagged": true});
+    Opened {
+        session,
+        record: serde_json::from_value(record).expect("a record"),
+        system_id: Name::new(&format!("s_{features}")).expect("a name"),
+        features: TagSet::new([features]).expect("a feature"),
+        slots,
+        outbox: Outbox::for_tests(session),
+    }
+}
+
+/// One partition without lanes, and a fleet.
+fn none() -> (Vec<Lanes>, Fleet) {
+    (vec![Lanes::default()], Fleet::default())
+}
+
+#[test]
+fn of_two_sessions_of_a_manager_the_older_goes_whichever_is_let_in_last() {
+    let (lanes, mut fleet) = none();
+    let (older, newer) = (SessionId::next(), SessionId::next());
+    assert!(fleet.open(opened(newer, "a", 1), &lanes).1.is_none());
+    let (_, replaced) = fleet.open(opened(older, "a", 1), &lanes);
+    assert_eq!(replaced.map(|(session, _)| session), Some(older));
+    assert_eq!(fleet.free(), 1, "only the newer one's slot is offered");
+    fleet.close(older);
+    let newest = SessionId::next();
+    let (_, replaced) = fleet.open(opened(newest, "a", 1), &lanes);
+    assert_eq!(replaced.map(|(session, _)| session), Some(newer));
+}
+
+#[test]
+fn what_a_session_says_of_its_slots_before_it_is_known_counts_once_it_is() {
+    let (lanes, mut fleet) = none();
+    let (early, leaving, gone) = (SessionId::next(), SessionId::next(), SessionId::next());
+    let slots = |free| Slots { free, assigns_seen: 0 };
+    fleet.set_slots(early, slots(1));
+    fleet.set_slots(early, slots(3));
+    fleet.set_slots(leaving, Slots { free: 0, assigns_seen: u64::MAX });
+    fleet.set_slots(gone, slots(5));
+    fleet.close(gone);
+    fleet.open(opened(early, "a", 0), &lanes);
+    fleet.open(opened(leaving, "b", 7), &lanes);
+    assert_eq!(fleet.free(), 3);
+    assert!(fleet.early.is_empty());
+}
+
+#[test]
+fn a_class_goes_with_its_last_session_and_the_last_take_sent_for_it() {
+    let (lanes, mut fleet) = none();
+    for n in 0..100 {
+        let session = SessionId::next();
+        fleet.open(opened(session, &format!("f{n}"), 1), &lanes);
+        fleet.close(session);
+    }
+    assert!(fleet.classes.is_empty() && fleet.class_ids.is_empty() && fleet.order.is_empty());
+
+    let (session, same) = (SessionId::next(), SessionId::next());
+    fleet.open(opened(session, "a", 1), &lanes);
+    let class = fleet.sessions[&session].class;
+    assert_eq!(fleet.offer(class, 0, 8).len(), 1);
+    fleet.close(session);
+    fleet.open(opened(same, "a", 1), &lanes);
+    assert_eq!(fleet.sessions[&same].class, class, "a take is under way for it");
+    fleet.close(same);
+    fleet.take_back(class, 0, [session].into_iter());
+    assert!(fleet.classes.is_empty());
+}
+
+#[test]
+fn a_record_that_changes_moves_its_sessions_to_another_class_and_the_empty_one_goes() {
+    let (lanes, mut fleet) = none();
+    let session = SessionId::next();
+    fleet.open(opened(session, "a", 2), &lanes);
+    let mut record = fleet.sessions[&session].record.clone();
+    for priority in 0..10 {
+        record.priority = priority;
+        fleet.change(record.runner_id(), Some(&record), &lanes);
+        fleet.change(record.runner_id(), Some(&record), &lanes);
+        assert_eq!((fleet.classes.len(), fleet.order.len(), fleet.free()), (1, 1, 2));
+        assert_eq!(fleet.offer(fleet.sessions[&session].class, 0, 8).len(), 2);
+        fleet.take_back(fleet.sessions[&session].class, 0, [session; 2].into_iter());
+    }
+}
