@@ -66,6 +66,14 @@ impl PodProcess {
         rustix::process::kill_process(pid, signal).expect("it is there");
     }
 
+    /// Freezes it. Returns once all its threads stand still: the signal only asks them to.
+    fn freeze(&self) {
+        use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+        self.signal(Signal::STOP);
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(Pid::from_child(&self.child)), stopped).expect("ours");
+    }
+
     /// Waits for its end after SIGTERM: exit code 0.
     fn drained(mut self) {
         let since = Instant::now();
@@ -184,7 +192,7 @@ async fn a_pod_that_was_frozen_for_longer_than_it_counts_as_dead_starts_nothing_
     let (mut first, _) = support::raw::Raw::open(&a.url, 1, support::raw::hello("s_1", 1)).await;
     installation.job(1, json!({})).await;
     let stale = first.assign().await.lease.expect("a lease");
-    a.signal(rustix::process::Signal::STOP);
+    a.freeze();
     first.say(support::raw::accepted(&stale)).await;
     let (mut second, _) = support::raw::Raw::open(&b.url, 1, support::raw::hello("s_2", 1)).await;
     let assign = second.assign().await;
