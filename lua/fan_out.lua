@@ -1,4 +1,4 @@
--- fan_out: put pending jobs into their buckets, index the buckets, wake who waits for them.
+-- fan_out: put pending jobs into their buckets and wake who waits for them, or hand them to a free slot at once.
 --
 -- Called by stage `fan_out` once per batch of the inbox and partition. Safe to repeat: a job that is here, or
 -- ended within the last `ended_ttl`, is KNOWN and only wakes again.
@@ -6,24 +6,29 @@
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who calls; woken through the answer, not by mail
--- ARGV[2…] per job, 10:    id, inbox entry id, project id, facts ('<tenant key> <instance_runners> <group_runners>
+-- ARGV[2]  accept_ms       how long a runner has to accept a job that is handed over
+-- ARGV[3]  n               how many slots come along
+-- ARGV[4…] per slot, 5:    id of the job that it is for, scope, lease id, runner id, system id. The pod has matched them
+-- then     per job, 10:    id, inbox entry id, project id, facts ('<tenant key> <instance_runners> <group_runners>
 --                          <namespaces joined by ','>'; 0 or 1), fingerprint, capability as JSON, priority, queued_at_ms,
 --                          max_attempts, order (a line of JSON for the pod that hands it out, then the payload)
 --
--- Returns {outcomes, projects, lanes}: per job OK or KNOWN; projects whose buckets must be indexed anew
---         (`index`), as its scopes changed; lanes in which the calling pod waited and now has work.
+-- Returns {outcomes, projects, lanes, leases}: per job OK or KNOWN; projects whose buckets must be indexed anew
+--         (`index`), as its scopes changed; lanes in which the calling pod waited and now has work; lease ids of the
+--         slots whose jobs were handed over: nobody stood before these, so they passed through the queue at once.
 -- Cost O(jobs · scopes of a project that some runner has)
 --
--- uses: base reply event score wake version project bucket order index job
+-- uses: base reply event score wake version project bucket order index count job assign
 
-local me = ARGV[1]
+local me, accept_ms, n_slots = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local FIELDS = 10
-local outcomes, changed, mine, woken = {}, {}, {}, {}
+local FIRST = 4 + 5 * n_slots
+local outcomes, changed, mine, handed, woken = {}, {}, {}, {}, {}
 
 -- Which jobs are not here yet. Few batches have any that are: one look tells for most.
 local function new_jobs()
   local keys, first_of_id, twice = {}, {}, false
-  for first = 2, #ARGV, FIELDS do
+  for first = FIRST, #ARGV, FIELDS do
     local id = ARGV[first]
     keys[#keys + 1], keys[#keys + 2] = job_key(id), P .. 'ended:' .. id
     twice = twice or first_of_id[id]
@@ -31,7 +36,7 @@ local function new_jobs()
   end
   local all = not twice and call('EXISTS', unpack(keys)) == 0
   local new = {}
-  for first = 2, #ARGV, FIELDS do
+  for first = FIRST, #ARGV, FIELDS do
     local id = ARGV[first]
     new[first] = all or first_of_id[id] == first and call('EXISTS', job_key(id), P .. 'ended:' .. id) == 0
   end
@@ -41,7 +46,7 @@ end
 -- The buckets of this batch that exist and stand in their lanes.
 local function indexed_buckets()
   local indexed, names, members = {}, {}, {}
-  for first = 2, #ARGV, FIELDS do
+  for first = FIRST, #ARGV, FIELDS do
     local fp, project_id, priority = ARGV[first + 4], ARGV[first + 2], ARGV[first + 6]
     local name = fp .. ':' .. project_id .. ':' .. priority
     if indexed[name] == nil then
@@ -80,14 +85,19 @@ end
 local new = new_jobs()
 local indexed = indexed_buckets()
 
--- A job enters its bucket, and the bucket its lanes unless it stands there.
-local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+-- The entry of a job in its bucket.
+local function add_entry(id, name, fp, capability, queued_at_ms)
   local key = bucket_key(name)
   if not indexed[name] and call('EXISTS', key) == 0 then
     call('XGROUP', 'CREATE', key, GROUP, '0', 'MKSTREAM')
     call('HSETNX', CAPABILITIES, fp, capability)
   end
-  local entry_id = call('XADD', key, '*', 'id', id, 'at', queued_at_ms)
+  return call('XADD', key, '*', 'id', id, 'at', queued_at_ms)
+end
+
+-- A job enters its bucket, and the bucket its lanes unless it stands there.
+local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+  local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
   call('HSET', job_key(id), 'state', 'queued', 'place', name .. ' ' .. entry_id, 'tenant', project(project_id).tenant)
   if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
   if not indexed[name] then
@@ -95,6 +105,41 @@ local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_a
     indexed[name] = true
   end
   emit('queued', id, '0', '')
+  wake_for(fp, project_id, me, woken, mine)
+end
+
+local slot_of = {} -- job -> where its slot begins: lease id, runner id, system id; the scope is before them
+for at = FIRST - 3, 6, -5 do slot_of[ARGV[at - 2]] = at end
+
+-- Whether a new job may go to its slot at once: nobody stands before it, and nothing holds it up.
+local function is_next(scope, name, project_id, fp)
+  if indexed[name] or not in_scope(project_id, scope) or call('EXISTS', lane_key(scope .. ':' .. fp)) == 1 then
+    return false
+  end
+  local tenant = project(project_id).tenant
+  return scope ~= 'instance' or not tenant_capped(tenant) and not project_capped(tenant, project_id)
+end
+
+-- A job passes through its bucket to its slot; the bucket, with nothing queued, stands in no lane.
+local function hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+  local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
+  call('XREADGROUP', 'GROUP', GROUP, me, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
+  emit('queued', id, '0', '')
+  if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
+  local due = string.format('%.0f', NOW + accept_ms)
+  assign(id, '1', ARGV[slot - 1], project_id, slot, me, due, 'place', name .. ' ' .. entry_id,
+    'tenant', project(project_id).tenant)
+  handed[#handed + 1] = ARGV[slot]
+end
+
+-- A job that is here: an earlier call may have handed it over, or not have woken anybody.
+local function again(slot, id, project_id, fp)
+  local f = call('HMGET', job_key(id), 'state', 'lease')
+  if f[1] == 'queued' then
+    wake_for(fp, project_id, me, woken, mine)
+  elseif slot and f[1] == 'assigned' and lease_parts(f[2]) == ARGV[slot] then
+    handed[#handed + 1] = ARGV[slot]
+  end
 end
 
 -- Orders first: a job that is here has one.
@@ -107,21 +152,26 @@ for first, is_new in pairs(new) do
 end
 if orders_of_new[1] then call('MSET', unpack(orders_of_new)) end
 
-for first = 2, #ARGV, FIELDS do
+for first = FIRST, #ARGV, FIELDS do
   local id, entry_id, project_id, facts, fp, capability, priority, queued_at_ms, max_attempts =
     unpack(ARGV, first, first + 8)
   learn_project(project_id, facts, entry_id)
-  if new[first] then
-    outcomes[#outcomes + 1] = OK
-    enqueue(id, fp .. ':' .. project_id .. ':' .. priority, project_id, fp, capability, queued_at_ms, max_attempts)
-    wake_for(fp, project_id, me, woken, mine)
-  else
+  local name, slot = fp .. ':' .. project_id .. ':' .. priority, slot_of[id]
+  if not new[first] then
     outcomes[#outcomes + 1] = KNOWN
-    if call('HGET', job_key(id), 'state') == 'queued' then wake_for(fp, project_id, me, woken, mine) end
+    again(slot, id, project_id, fp)
+  else
+    outcomes[#outcomes + 1] = OK
+    if slot and is_next(ARGV[slot - 1], name, project_id, fp) then
+      hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+    else
+      enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+    end
   end
 end
 
+write_assigned(me)
 for id, facts in pairs(projects) do
   if facts.unindexed then changed[#changed + 1] = id end
 end
-return { outcomes, changed, mine }
+return { outcomes, changed, mine, handed }

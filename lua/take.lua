@@ -18,7 +18,7 @@
 -- Cost O(slots · log tenants + lanes)
 --
 -- flags: allow-oom
--- uses: base event score wake project bucket order index count job
+-- uses: base event score wake project bucket order index count job assign
 
 local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local first_slot = 5 + n_lanes
@@ -86,7 +86,7 @@ local function next_of_buckets(lane, fp, scope)
 end
 
 local due = string.format('%.0f', NOW + accept_ms)
-local deadlines, ids = {}, {} -- of what this call takes, written at its end
+local ids = {} -- of what this call takes
 
 -- Takes one job from a lane for a slot; nil when the lane's head was not what it seemed.
 local function take_from(lane, scope, fp, slot)
@@ -109,17 +109,10 @@ local function take_from(lane, scope, fp, slot)
     local _, last = lease_parts(f[2])
     attempt = tostring(last + 1)
   end
-  local lease_id = ARGV[slot]
-  local held_by = holder(lease_id, ARGV[slot + 1], ARGV[slot + 2], me)
-  local tenant = project(project_id).tenant -- who pays may have changed since it was queued
-  call('HSET', job_key(id), 'state', 'assigned', 'lease', lease_text(lease_id, attempt, tenant, me, scope),
-    'holder', held_by, 'since_ms', NOW_TEXT)
-  deadlines[#deadlines + 1], deadlines[#deadlines + 2] = due, id
+  assign(id, attempt, scope, project_id, slot, me, due)
   ids[#ids + 1] = id
-  if scope == 'instance' then count(tenant, project_id, id) end
-  emit('assigned', id, attempt, held_by)
   reindex(name, next_head)
-  return { lease_id, id, lane, attempt }
+  return { ARGV[slot], id, lane, attempt }
 end
 
 local jobs = n_slots > 0 and repeated()
@@ -148,12 +141,8 @@ for _ = 1, n_slots + STEPS do
 end
 
 write_orders()
-write_counts()
-if jobs[1] then
-  call('ZADD', DEADLINES, unpack(deadlines))
-  call('SADD', P .. 'pod:' .. me .. ':jobs', unpack(ids))
-  call('SET', took, table.concat(ids, ' '), 'PX', TOOK_MS)
-end
+write_assigned(me)
+if ids[1] then call('SET', took, table.concat(ids, ' '), 'PX', TOOK_MS) end
 
 local mine = {}
 for lane, list in pairs(heads) do

@@ -27,7 +27,7 @@ mod settings;
 pub use client::Redis;
 pub use error::{RedisError, Refusal};
 pub use keys::Keys;
-pub use partition::{Due, Expired, FannedOut, Mail, Offer, Partition, Renewed, Report, Return, TakenJob};
+pub use partition::{Due, Expired, FannedOut, HandOver, Mail, Offer, Partition, Renewed, Report, Return, TakenJob};
 pub use private::{PrivateRedis, PrivateRedisError, PrivateRedisOptions};
 pub use reader::{BLOCK_MAX, ReadFrom, Reader};
 pub use reply::{Arg, Entry, Reply};

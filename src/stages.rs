@@ -31,18 +31,19 @@ pub mod sessions;
 pub mod start;
 pub mod take;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::config::Config;
 use crate::grpc::{Outbox, SessionId};
-use crate::job::{Lease, LeaseId, Name, RunnerId};
+use crate::job::{JobId, Lease, LeaseId, Name, RunnerId};
 use crate::proto::{self, router_message::Kind};
-use crate::redis::{Keys, Partition, Redis, RedisError, Runners};
+use crate::redis::{HandOver, Keys, Partition, Redis, RedisError, Runners, TakenJob};
 use crate::runner::{Lane, RunnerRecord};
 use crate::tags::{Capability, TagSet};
 use crate::telemetry::labels::GaveBack;
@@ -87,8 +88,11 @@ pub enum ToTake {
     BackOff(SessionId),
     /// This pod waited in these lanes of a partition, and now there is work.
     Wake(u16, Vec<Lane>),
-    /// Jobs are on their way into these lanes: a take sent now comes after them.
-    Queueing(u16, Vec<Lane>, AskedAhead),
+    /// Jobs are about to be queued, each into these lanes: answer free slots to hand them to. Every slot answered comes
+    /// back as `Queued`.
+    Queueing(u16, Vec<(JobId, Vec<Lane>)>, oneshot::Sender<Vec<Slot>>),
+    /// Slots that were answered to `Queueing`, with the jobs that were handed to them.
+    Queued(u16, Vec<(Slot, Option<TakenJob>)>),
     /// These lanes of a partition have had the same work at their head for a while. Normal while no slot is free; if this pod
     /// has one and thinks that it waits, a wake was lost.
     Standing(u16, Vec<Lane>),
@@ -98,8 +102,14 @@ pub enum ToTake {
     Resync,
 }
 
-/// The lanes for which a take was sent behind a call that queues jobs: they need no wake by that call's answer.
-pub type AskedAhead = Arc<OnceLock<Vec<Lane>>>;
+/// A free slot for a job that is about to be queued.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// Whose it is.
+    pub session: SessionId,
+    /// What the script is told of it.
+    pub hand_over: HandOver,
+}
 
 /// An admitted session.
 pub struct Opened {

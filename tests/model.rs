@@ -18,8 +18,9 @@ use draw::{Op, PODS, lanes_of_all};
 use dump::Dump;
 use job_router::fairness::{next_of_tenant, share_rank};
 use job_router::flow::State;
-use job_router::job::{JobId, ProjectId};
-use job_router::redis::{Offer, Renewed, TakenJob};
+use job_router::job::{JobId, PendingJob, ProjectId};
+use job_router::redis::scripts::Outcome;
+use job_router::redis::{HandOver, Offer, Renewed, TakenJob};
 use job_router::runner::{Lane, Scope};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -51,6 +52,8 @@ struct Tally {
     calls: u64,
     repeats: u64,
     taken: u64,
+    /// New jobs that went to the slots which came along.
+    handed: u64,
     /// Choices among tenants of equal share that went by an outdated head.
     excused: u64,
 }
@@ -77,6 +80,7 @@ fn the_scripts_do_what_the_reference_does() {
     });
     println!("{tally:?}");
     assert!(tally.calls >= steps && tally.repeats > steps / 20 && tally.taken > steps / 5, "it was a real test");
+    assert!(tally.handed > steps / 100, "jobs were handed over: {tally:?}");
     assert!(tally.excused * 20 < tally.taken, "outdated heads are rare: {tally:?}");
 }
 
@@ -127,20 +131,7 @@ impl Run {
         let partition = self.world.partition.clone();
         let model = &mut self.model;
         match op {
-            Op::FanOut(pod, jobs) => {
-                let batch: Vec<_> = jobs.iter().map(|(version, job)| (format!("{version}-0"), job.clone())).collect();
-                let answer = partition.fan_out(&name(pod), &batch).await.expect("fans out");
-                let expected: Vec<_> = jobs
-                    .iter()
-                    .map(|(version, job)| model.fan_out(*version, job.queued_at_ms.expect("set"), job))
-                    .collect();
-                assert_eq!(answer.outcomes, expected, "{op:?}");
-                let changed: BTreeSet<u64> = answer.changed.iter().map(|id| id.0).collect();
-                let batch: BTreeSet<u64> = jobs.iter().map(|(_, job)| job.project.id.0).collect();
-                let expected = batch.into_iter().filter(|id| model.projects[id].unindexed).collect();
-                assert_eq!(changed, expected, "{op:?}");
-                self.hear(pod, answer.wakes);
-            }
+            Op::FanOut(pod, jobs, slots) => self.fan_out(pod, jobs, slots).await,
             Op::Take(pod, lanes, offers) => self.take(pod, lanes, offers, again).await,
             Op::Start(jobs) => {
                 let answer = partition.start(LONG, jobs).await.expect("starts");
@@ -212,6 +203,37 @@ impl Run {
             }
             Op::Index(pod) => self.index(pod).await,
         }
+    }
+
+    async fn fan_out(&mut self, pod: &str, jobs: &[(u64, PendingJob)], slots: &[HandOver]) {
+        let batch: Vec<_> = jobs.iter().map(|(version, job)| (format!("{version}-0"), job.clone())).collect();
+        let answer = self.world.partition.fan_out(&name(pod), &batch, LONG, slots).await.expect("fans out");
+        let model = &mut self.model;
+        let mut outcomes = Vec::new();
+        for (version, job) in jobs {
+            let outcome = model.fan_out(*version, job.queued_at_ms.expect("set"), job);
+            if let Some(slot) = slots.iter().find(|slot| slot.job_id == job.id) {
+                let handed = answer.handed.contains(&slot.offer.lease_id);
+                let known = model.jobs.get(&job.id.0).filter(|_| outcome == Outcome::Known);
+                let before =
+                    known.is_some_and(|job| job.state == State::Assigned && job.lease == Some(slot.offer.lease_id));
+                assert!(!before || handed, "the same answer again");
+                if handed && !before {
+                    let next = model.next_of_lane(&model.heads(), slot.lane).map(|(_, next)| next.job);
+                    let unindexed = model.projects.values().any(|project| project.unindexed);
+                    assert!(next == Some(job.id.0) || unindexed, "{slot:?} was handed its job before {next:?}");
+                    model.taken(job.id.0, slot.lane, &slot.offer, pod);
+                    self.tally.handed += 1;
+                }
+            }
+            outcomes.push(outcome);
+        }
+        assert_eq!(answer.outcomes, outcomes, "{jobs:?}");
+        let changed: BTreeSet<u64> = answer.changed.iter().map(|id| id.0).collect();
+        let batch: BTreeSet<u64> = jobs.iter().map(|(_, job)| job.project.id.0).collect();
+        let expected = batch.into_iter().filter(|id| model.projects[id].unindexed).collect();
+        assert_eq!(changed, expected, "{jobs:?}");
+        self.hear(pod, answer.wakes);
     }
 
     async fn index(&mut self, pod: &str) {
@@ -363,6 +385,7 @@ impl Tally {
         self.calls += other.calls;
         self.repeats += other.repeats;
         self.taken += other.taken;
+        self.handed += other.handed;
         self.excused += other.excused;
     }
 }

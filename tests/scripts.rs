@@ -4,9 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use job_router::job::{Lease, LeaseId, Priority, ProjectId, RunnerId, Tenant};
+use job_router::job::{Lease, LeaseId, PendingJob, Priority, ProjectId, RunnerId, Tenant};
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{Expired, Keys, Renewed, Report, Return, Runners, TakenJob};
+use job_router::redis::{Expired, HandOver, Keys, Renewed, Report, Return, Runners, TakenJob};
 use job_router::runner::{Lane, RunnerRecord, Scope};
 use support::{World, instance, instance_lane, job, name, of_tenant, offers};
 
@@ -100,15 +100,93 @@ async fn a_job_goes_its_whole_way_and_leaves_only_a_record() {
     assert_only_records_left(&world).await;
 }
 
+/// Queues a job with a free slot in the instance lane. Answers whether it was handed over, and its lease if so.
+async fn queue_with_slot(world: &World, entry: u64, job: PendingJob) -> (bool, Lease) {
+    let offer = offers(1).remove(0);
+    let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
+    let lane = Lane { scope: Scope::Instance, fingerprint: job.capability.fingerprint() };
+    let slot = HandOver { job_id: job.id, lane, offer };
+    let entry = (format!("{entry}-0"), job);
+    let done = world.partition.fan_out(&name("pod"), &[entry], ACCEPT, &[slot]).await.expect("fans out");
+    assert_eq!(done.outcomes, [Outcome::Ok]);
+    assert!(done.handed.iter().all(|handed| *handed == lease.lease_id) && done.handed.len() < 2);
+    (!done.handed.is_empty(), lease)
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_stands_before_goes_to_the_slot_that_came_along() {
+    let world = instance_world().await;
+    let (handed, lease) = queue_with_slot(&world, 1_790_000_000_000, job(2)).await;
+    assert!(handed);
+    assert_eq!(world.events().await, ["2 queued", "2 assigned"]);
+    assert!(take(&world, 1).await.is_empty(), "it is not queued");
+    assert_eq!(start(&world, lease).await, Outcome::Ok);
+    assert_eq!(finish(&world, lease).await, Outcome::Ok);
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_handed_over_and_given_back_goes_before_those_that_came_after_it() {
+    let world = instance_world().await;
+    let (handed, lease) = queue_with_slot(&world, 1_790_000_000_000, job(2)).await;
+    assert!(handed);
+    world.queue(job(3)).await;
+    assert_eq!(give_back(&world, lease).await, Outcome::Ok);
+    let taken = take(&world, 2).await;
+    assert_eq!((ids(&taken), taken[0].attempt), (vec![2, 3], 2));
+}
+
+#[tokio::test]
+async fn a_job_is_queued_though_a_slot_came_along_where_others_stand_before_it_or_a_cap_is_reached() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let head = running(&world).await;
+    world.queue(of_tenant(job(2), 2, 7)).await;
+    // Another tenant's job stands in the lane.
+    assert!(!queue_with_slot(&world, 1_790_000_000_000, job(3)).await.0);
+    assert_eq!(take(&world, 2).await.len(), 2);
+
+    // Its tenant, and then its project, has as many running as it may.
+    let one = Some(1);
+    let tenant = job(1).tenant;
+    world.partition.tenant(&tenant, "1790000000000-0", 1, one).await.expect("stores");
+    assert!(!queue_with_slot(&world, 1_790_000_000_001, job(4)).await.0);
+    world.partition.tenant(&tenant, "1790000000002-0", 1, None).await.expect("stores");
+    assert_eq!(ids(&take(&world, 2).await), [4]);
+    let project = job(1).project.id;
+    world.partition.project(project, "1790000000003-0", &tenant, None, None, one).await.expect("stores");
+    world.partition.index(&name("pod"), Some(project)).await.expect("indexes");
+    assert!(!queue_with_slot(&world, 1_790_000_000_004, job(5)).await.0);
+
+    // It may not run on instance runners at all.
+    let mut elsewhere = of_tenant(job(6), 6, 8);
+    elsewhere.project.instance_runners = false;
+    assert!(!queue_with_slot(&world, 1_790_000_000_005, elsewhere).await.0);
+    assert_eq!(finish(&world, head).await, Outcome::Ok);
+}
+
 #[tokio::test]
 async fn every_call_of_a_life_repeated_changes_nothing_more() {
     let world = instance_world().await;
     let entry = [("1780000000000-0".to_owned(), job(1))];
-    world.partition.fan_out(&name("pod"), &entry).await.expect("fans out");
+    world.partition.fan_out(&name("pod"), &entry, ACCEPT, &[]).await.expect("fans out");
     let queued = world.snapshot().await;
-    let again = world.partition.fan_out(&name("pod"), &entry).await.expect("fans out");
+    let again = world.partition.fan_out(&name("pod"), &entry, ACCEPT, &[]).await.expect("fans out");
     assert_eq!(again.outcomes, [Outcome::Known]);
     assert_eq!(world.snapshot().await, queued);
+
+    // The reply that a job was handed over may be lost: the same is answered again.
+    let away = take(&world, 1).await;
+    assert_eq!(start(&world, away[0].lease).await, Outcome::Ok);
+    let with_slot = [("1780000000001-0".to_owned(), job(2))];
+    let slot = [HandOver { job_id: with_slot[0].1.id, lane: instance_lane(), offer: offers(1).remove(0) }];
+    let first = world.partition.fan_out(&name("pod"), &with_slot, ACCEPT, &slot).await.expect("fans out");
+    let handed = world.snapshot().await;
+    let again = world.partition.fan_out(&name("pod"), &with_slot, ACCEPT, &slot).await.expect("fans out");
+    assert_eq!((&first.handed, again.outcomes), (&vec![slot[0].offer.lease_id], vec![Outcome::Known]));
+    assert_eq!(again.handed, first.handed);
+    assert_eq!(world.snapshot().await, handed);
+    world.queue(job(3)).await;
 
     let slots = offers(2);
     let first = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &slots).await.expect("takes").0;

@@ -55,6 +55,25 @@ async fn a_published_job_is_pushed_runs_and_is_told_to_rails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_comes_alone_is_handed_over_in_the_call_that_queues_it() {
+    let installation = Installation::new().await;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let runner = installation.runner(&pod.url, 1, "s", 1, Noting::default());
+    for id in 1..=20 {
+        installation.job(id, json!({})).await;
+        installation.until_events("job.finished", id as usize).await;
+        assert_eq!(installation.story_of(id).await, ["queued", "assigned", "running", "finished"]);
+    }
+    let (_, metrics) = pod.admin("/metrics").await;
+    let line = metrics.lines().find(|line| line.contains("slots_sent_along_total{outcome=\"handed_over\"}"));
+    let handed: u64 = line.and_then(|line| line.split(' ').next_back()).expect("a count").parse().expect("a number");
+    assert!(handed > 10, "all but those that came before the pod was waiting: {handed}");
+    runner.stop().await;
+    pod.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn payload_and_trace_context_reach_the_runner_byte_for_byte() {
     let installation = Installation::new().await;
     let pod = installation.pod("a").await;

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use job_router::contract::{Limits, Message};
 use job_router::redis::{Arg, Partition};
 use serde_json::json;
@@ -36,7 +38,7 @@ async fn a_lost_wake_is_found_by_the_sweep_and_counted() {
         panic!("it is a sound job");
     };
     let partition = Partition::new(installation.redis.clone(), &prefix);
-    partition.fan_out(&name("other"), &[("9-0".to_owned(), *job)]).await.expect("queues");
+    partition.fan_out(&name("other"), &[("9-0".to_owned(), *job)], Duration::ZERO, &[]).await.expect("queues");
 
     installation.until_events("job.finished", 2).await;
     let (_, metrics) = pod.admin("/metrics").await;

@@ -34,6 +34,19 @@ pub struct FannedOut {
     pub changed: Vec<ProjectId>,
     /// Lanes in which this pod waited and now has work.
     pub wakes: Vec<Lane>,
+    /// Leases of the slots whose jobs were handed over at once.
+    pub handed: Vec<LeaseId>,
+}
+
+/// A free slot that comes along with a job that is to be queued.
+#[derive(Debug, Clone)]
+pub struct HandOver {
+    /// The job.
+    pub job_id: JobId,
+    /// One of its lanes, in which the slot's runner may take it.
+    pub lane: Lane,
+    /// The slot.
+    pub offer: Offer,
 }
 
 /// A free slot to take a job for, under a lease id made for it.
@@ -175,6 +188,31 @@ pub enum Mail {
     },
 }
 
+// === impl TakenJob ===
+
+impl TakenJob {
+    /// A job that was handed over as it was queued, with the id of its inbox entry.
+    pub fn handed_over(entry_id: &str, job: &PendingJob, lane: Lane, lease_id: LeaseId) -> Self {
+        let lease = Lease { job_id: job.id, lease_id };
+        let payload = Bytes::copy_from_slice(job.payload.get().as_bytes());
+        Self::new(lease, lane, 1, head_of(entry_id, job), payload)
+    }
+
+    fn new(lease: Lease, lane: Lane, attempt: u32, head: OrderHead<'_>, payload: Bytes) -> Self {
+        Self {
+            lease,
+            lane,
+            attempt,
+            timeout: Duration::from_secs(head.timeout_s.into()),
+            queued_at_ms: head.queued_at_ms,
+            published_at_ms: head.published_at_ms,
+            affinity: head.affinity.into_owned(),
+            traceparent: head.traceparent.into_owned(),
+            payload,
+        }
+    }
+}
+
 // === impl Mail ===
 
 impl Mail {
@@ -211,18 +249,30 @@ impl Partition {
         format!("{}{name}", self.prefix)
     }
 
-    /// `fan_out`: queues jobs. With each comes the id of its inbox entry.
-    pub async fn fan_out(&self, pod: &Name, jobs: &[(String, PendingJob)]) -> Result<FannedOut, RedisError> {
-        let mut args = Vec::with_capacity(1 + jobs.len() * 10);
-        args.push(pod.as_str().into());
+    /// `fan_out`: queues jobs, each with the id of its inbox entry; or hands them to the slots that come along, where nobody
+    /// stands before them.
+    pub async fn fan_out(
+        &self,
+        pod: &Name,
+        jobs: &[(String, PendingJob)],
+        accept_timeout: Duration,
+        slots: &[HandOver],
+    ) -> Result<FannedOut, RedisError> {
+        let mut args = Vec::with_capacity(3 + slots.len() * 5 + jobs.len() * 10);
+        args.extend([pod.as_str().into(), ms(accept_timeout), (slots.len() as u64).into()]);
+        for HandOver { job_id, lane, offer } in slots {
+            args.extend([job_id.0.into(), lane.scope.to_string().into()]);
+            push_offer(&mut args, offer);
+        }
         for (entry_id, job) in jobs {
             push_job(&mut args, entry_id, job);
         }
-        let [outcomes, changed, wakes] = self.call(&scripts::FAN_OUT, args).await?.into_tuple()?;
+        let [outcomes, changed, wakes, handed] = self.call(&scripts::FAN_OUT, args).await?.into_tuple()?;
         Ok(FannedOut {
             outcomes: outcomes_of(outcomes)?,
             changed: changed.into_array()?.iter().map(parse).collect::<Result<_, _>>()?,
             wakes: lanes_of(wakes)?,
+            handed: handed.into_array()?.iter().map(parse).collect::<Result<_, _>>()?,
         })
     }
 
@@ -240,7 +290,7 @@ impl Partition {
         args.extend([pod.as_str().into(), ms(accept_timeout), rank.into(), (lanes.len() as u64).into()]);
         args.extend(lanes.iter().map(|lane| Arg::from(lane.to_string())));
         for offer in offers {
-            args.extend([offer.lease_id.to_string().into(), offer.runner_id.0.into(), offer.system_id.as_str().into()]);
+            push_offer(&mut args, offer);
         }
         let [jobs, again] = self.call(&scripts::TAKE, args).await?.into_tuple()?;
         let jobs = jobs.into_array()?.into_iter().map(taken_of).collect::<Result<_, _>>()?;
@@ -501,16 +551,24 @@ impl Partition {
     }
 }
 
-fn push_job(args: &mut Vec<Arg>, entry_id: &str, job: &PendingJob) {
-    let namespaces: Vec<String> = job.project.namespace_ids.iter().map(u64::to_string).collect();
+fn push_offer(args: &mut Vec<Arg>, offer: &Offer) {
+    args.extend([offer.lease_id.to_string().into(), offer.runner_id.0.into(), offer.system_id.as_str().into()]);
+}
+
+fn head_of<'a>(entry_id: &str, job: &'a PendingJob) -> OrderHead<'a> {
     let published_at_ms = entry_id.split('-').next().and_then(|ms| ms.parse().ok()).expect("Redis makes entry ids");
-    let head = OrderHead {
+    OrderHead {
         timeout_s: job.timeout_s,
         queued_at_ms: job.queued_at_ms.unwrap_or(published_at_ms),
         published_at_ms,
         affinity: (&*job.affinity).into(),
         traceparent: (&*job.traceparent).into(),
-    };
+    }
+}
+
+fn push_job(args: &mut Vec<Arg>, entry_id: &str, job: &PendingJob) {
+    let namespaces: Vec<String> = job.project.namespace_ids.iter().map(u64::to_string).collect();
+    let head = head_of(entry_id, job);
     let mut order = Vec::with_capacity(256 + job.payload.get().len());
     serde_json::to_writer(&mut order, &head).expect("a vector takes all");
     order.push(b'\n');
@@ -538,17 +596,8 @@ fn taken_of(reply: Reply) -> Result<TakenJob, RedisError> {
     let line = order.iter().position(|byte| *byte == b'\n').ok_or(unexpected.clone())?;
     let payload = order.split_off(line + 1);
     let head: OrderHead<'_> = serde_json::from_slice(&order[..line]).map_err(|_| unexpected)?;
-    Ok(TakenJob {
-        lease: Lease { job_id: parse(&job_id)?, lease_id: parse(&lease_id)? },
-        lane: parse(&lane)?,
-        attempt: attempt.as_u64()? as u32,
-        timeout: Duration::from_secs(head.timeout_s.into()),
-        queued_at_ms: head.queued_at_ms,
-        published_at_ms: head.published_at_ms,
-        affinity: head.affinity.into_owned(),
-        traceparent: head.traceparent.into_owned(),
-        payload,
-    })
+    let lease = Lease { job_id: parse(&job_id)?, lease_id: parse(&lease_id)? };
+    Ok(TakenJob::new(lease, parse(&lane)?, attempt.as_u64()? as u32, head, payload))
 }
 
 fn due_of(reply: Reply) -> Result<Due, RedisError> {

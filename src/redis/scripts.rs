@@ -10,7 +10,7 @@ macro_rules! libraries {
 
 /// The libraries in `lua/lib/`, in the order in which they build on each other.
 pub(super) const LIBRARIES: &[Library] = libraries!(
-    "base" "reply" "event" "score" "wake" "version" "project" "bucket" "order" "index" "count" "job"
+    "base" "reply" "event" "score" "wake" "version" "project" "bucket" "order" "index" "count" "job" "assign"
 );
 
 /// A script: its first line with the flags, and its body. `tests/tidy.rs` checks that the flags are those its header names.

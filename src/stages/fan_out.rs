@@ -6,25 +6,22 @@
 //! An entry is acknowledged only after all of it is applied, or Rails was told that it never will be; and applying is
 //! idempotent: a pod that dies between is one that reads again. Nothing a message holds may stop the messages around it.
 
-use std::collections::BTreeSet;
-use std::pin::pin;
-use std::task::Poll;
+mod reject;
+
 use std::time::Duration;
 
 use futures::future::join_all;
-use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
-use super::{AskedAhead, BATCH, Pod, ToTake, Undone};
-use crate::clock::unix_ms;
-use crate::contract::{self, EventType, Limits, Message, Rejection};
+use super::{BATCH, Pod, Slot, ToTake, Undone};
+use crate::contract::{self, Limits, Message};
 use crate::job::{JobId, PendingJob, ProjectId, Tenant};
 use crate::redis::scripts::Outcome;
-use crate::redis::{Arg, Entry, ReadFrom, Reader, RedisError, Report};
+use crate::redis::{Arg, Entry, ReadFrom, Reader, RedisError, Report, TakenJob};
 use crate::runner::{Lane, Scope};
-use crate::telemetry::labels::{InboxType, Rejected};
+use crate::telemetry::labels::InboxType;
 use crate::telemetry::metrics;
 
 /// How long an idle read waits; also how fast the stage ends.
@@ -35,8 +32,8 @@ const CLAIM_EVERY: Duration = Duration::from_secs(2);
 /// nothing.
 const CLAIM_AFTER: Duration = Duration::from_secs(10);
 
-/// The most jobs of a call that are announced to the take stage.
-const ANNOUNCED_MAX: usize = 8;
+/// The most jobs of a call that may be handed over to free slots at once.
+const HANDED_MAX: usize = 8;
 
 /// Reads the inbox until the pod drains.
 pub async fn run(pod: Pod, mut reader: Reader, take: mpsc::Sender<ToTake>) {
@@ -173,31 +170,36 @@ impl FanOut {
         Ok(kept)
     }
 
-    /// Queues one script call's worth of jobs. A call that fails for good is made again job by job, so that what is wrong with
-    /// one holds up no other.
+    /// Queues one script call's worth of jobs, or hands them over to free slots of this pod.
     async fn queue(&self, number: u16, jobs: &[(String, PendingJob)]) -> Result<Kept, Undone> {
-        let partition = &self.pod.partitions[usize::from(number)];
-        let call = || async {
-            let asked = AskedAhead::default(); // of this very call: a repeated one comes after the takes of the first
-            let mut call = pin!(partition.fan_out(&self.pod.name, jobs));
-            // Polled once, the call is on its way: a take that is sent now reaches Redis right behind it, and saves a job that
-            // finds a free runner a round trip. Calls on one client keep their order.
-            if let Poll::Ready(done) = futures::poll!(&mut call) {
-                return done;
-            }
-            self.announce(number, jobs, &asked);
-            let mut done = call.await?;
-            done.wakes.retain(|lane| !asked.get().is_some_and(|asked| asked.contains(lane)));
-            Ok(done)
-        };
-        let done = self.pod.until_done("fan_out", call).await;
-        let done = match done {
+        let mut slots = self.slots_for(number, jobs).await;
+        let kept = self.queue_with(number, jobs, &mut slots).await?;
+        if !slots.is_empty() {
+            let unused = slots.into_iter().map(|slot| (slot, None)).collect();
+            let _ = self.take.send(ToTake::Queued(number, unused)).await;
+        }
+        Ok(kept)
+    }
+
+    /// A call that fails for good is made again job by job, so that what is wrong with one holds up no other. Slots whose jobs
+    /// were handed over are taken out of `slots`.
+    async fn queue_with(
+        &self,
+        number: u16,
+        jobs: &[(String, PendingJob)],
+        slots: &mut Vec<Slot>,
+    ) -> Result<Kept, Undone> {
+        let (pod, partition) = (&self.pod, &self.pod.partitions[usize::from(number)]);
+        let accept_timeout = pod.config.accept_timeout;
+        let hand_overs: Vec<_> = slots.iter().map(|slot| slot.hand_over.clone()).collect();
+        let call = || partition.fan_out(&pod.name, jobs, accept_timeout, &hand_overs);
+        let done = match pod.until_done("fan_out", call).await {
             Ok(done) => done,
             Err(Undone::Stopped) => return Err(Undone::Stopped),
             Err(Undone::Failed(_)) if jobs.len() > 1 => {
                 let mut kept = Kept::new();
                 for job in jobs {
-                    kept.extend(Box::pin(self.queue(number, std::slice::from_ref(job))).await?);
+                    kept.extend(Box::pin(self.queue_with(number, std::slice::from_ref(job), slots)).await?);
                 }
                 return Ok(kept);
             }
@@ -208,7 +210,17 @@ impl FanOut {
         };
         let queued = done.outcomes.iter().filter(|outcome| **outcome == Outcome::Ok).count();
         metrics().jobs_queued_total.increment(queued as u64);
-        debug!(jobs = jobs.len(), queued, partition = number, "jobs queued");
+        debug!(jobs = jobs.len(), queued, handed = done.handed.len(), partition = number, "jobs queued");
+        if !done.handed.is_empty() {
+            let handed = slots.extract_if(.., |slot| done.handed.contains(&slot.hand_over.offer.lease_id));
+            let handed = handed.filter_map(|slot| {
+                let (entry_id, job) = jobs.iter().find(|(_, job)| job.id == slot.hand_over.job_id)?;
+                let lease_id = slot.hand_over.offer.lease_id;
+                let job = TakenJob::handed_over(entry_id, job, slot.hand_over.lane, lease_id);
+                Some((slot, Some(job)))
+            });
+            let _ = self.take.send(ToTake::Queued(number, handed.collect())).await;
+        }
         self.wake(number, done.wakes).await;
         for project in done.changed {
             self.reindex(number, project).await?;
@@ -216,18 +228,29 @@ impl FanOut {
         Ok(Kept::new())
     }
 
-    /// Tells the take stage of jobs on their way, if they are few: with many, there is work enough already.
-    fn announce(&self, number: u16, jobs: &[(String, PendingJob)], asked: &AskedAhead) {
-        if jobs.len() > ANNOUNCED_MAX {
-            return;
+    /// Free slots of this pod for jobs that come one by one: they pass through the queue in the call that queues them. Of many at
+    /// once each tenant is to have its share, which is for `take` to see to.
+    async fn slots_for(&self, number: u16, jobs: &[(String, PendingJob)]) -> Vec<Slot> {
+        if jobs.len() > HANDED_MAX {
+            return Vec::new();
         }
-        let lanes = jobs.iter().flat_map(|(_, job)| {
+        let lanes_of = |job: &PendingJob| {
             let fingerprint = job.capability.fingerprint();
-            Scope::of_project(&job.project).map(move |scope| Lane { scope, fingerprint })
-        });
-        let lanes = lanes.collect::<BTreeSet<_>>().into_iter().collect();
-        // A stage that is busy needs no hint.
-        let _ = self.take.try_send(ToTake::Queueing(number, lanes, asked.clone()));
+            Scope::of_project(&job.project).map(move |scope| Lane { scope, fingerprint }).collect()
+        };
+        // An id that comes twice is the first job's.
+        let mut wanted: Vec<(JobId, Vec<Lane>)> = Vec::with_capacity(jobs.len());
+        for (_, job) in jobs {
+            if wanted.iter().all(|(id, _)| *id != job.id) {
+                wanted.push((job.id, lanes_of(job)));
+            }
+        }
+        let (answer, slots) = oneshot::channel();
+        // A stage that has much to do is not to be waited for.
+        if self.take.try_send(ToTake::Queueing(number, wanted, answer)).is_err() {
+            return Vec::new();
+        }
+        slots.await.unwrap_or_default()
     }
 
     async fn wake(&self, number: u16, lanes: Vec<Lane>) {
@@ -299,70 +322,6 @@ impl FanOut {
         (number, &self.pod.partitions[usize::from(number)])
     }
 
-    /// One `message.rejected` each, on the first partition's stream: a bad message may name no tenant.
-    async fn reject_all(&self, rejected: &[(String, Rejection)]) -> Result<Kept, Undone> {
-        let told = join_all(rejected.iter().map(|(entry_id, rejection)| async move {
-            warn!(entry_id, field = %rejection.field, reason = %rejection.reason, "message rejected");
-            let data = json!({
-                "event_id": format!("{entry_id}.rejected"),
-                "at_ms": unix_ms(),
-                "id": rejection.job_id.map(|id| id.0),
-                "pod": self.pod.name.as_str(),
-                "entry_id": entry_id,
-                "field": rejection.field,
-                "reason": rejection.reason,
-                "data_start": rejection.data_start(),
-            });
-            self.tell_rejected(entry_id, data, class(rejection)).await
-        }));
-        let mut kept = Kept::new();
-        for of_one in told.await {
-            kept.extend(of_one?);
-        }
-        Ok(kept)
-    }
-
-    /// A message that its script fails on is a bug of ours, or somebody else's writing in our keys. It must not stop what comes
-    /// behind it, and Rails must not believe that it was applied.
-    async fn reject_not_applied(&self, entry_id: &str, job_id: Option<JobId>) -> Result<Kept, Undone> {
-        let data = json!({
-            "event_id": format!("{entry_id}.rejected"),
-            "at_ms": unix_ms(),
-            "id": job_id.map(|id| id.0),
-            "pod": self.pod.name.as_str(),
-            "entry_id": entry_id,
-            "field": "data",
-            "reason": "the router could not apply this message; its log says why",
-            "data_start": "",
-        });
-        self.tell_rejected(entry_id, data, Rejected::NotApplied).await
-    }
-
-    async fn tell_rejected(
-        &self,
-        entry_id: &str,
-        mut data: serde_json::Value,
-        class: Rejected,
-    ) -> Result<Kept, Undone> {
-        if data["id"].is_null() {
-            data.as_object_mut().expect("made as an object").remove("id");
-        }
-        let data = data.to_string();
-        let partition = &self.pod.partitions[0];
-        let call = || partition.event(EventType::MessageRejected, data.clone());
-        match self.pod.until_done("event", call).await {
-            Err(Undone::Failed(_)) => {
-                error!(entry_id, "message neither applied nor rejected; tried again when it is claimed");
-                Ok(vec![entry_id.to_owned()])
-            }
-            told => {
-                told?;
-                metrics().messages_rejected_total.of(class).increment(1);
-                Ok(Kept::new())
-            }
-        }
-    }
-
     async fn acknowledge(&self, ids: &[String]) -> Result<(), Undone> {
         if ids.is_empty() {
             return Ok(());
@@ -413,15 +372,6 @@ fn label(message: &Message) -> InboxType {
         Message::RunnerDeleted { .. } => InboxType::RunnerDeleted,
         Message::TenantUpserted { .. } => InboxType::TenantUpserted,
         Message::ProjectUpserted { .. } => InboxType::ProjectUpserted,
-    }
-}
-
-fn class(rejection: &Rejection) -> Rejected {
-    match rejection.field.as_str() {
-        "v" => Rejected::UnknownVersion,
-        "type" => Rejected::UnknownType,
-        "data" => Rejected::NotJson,
-        _ => Rejected::BadField,
     }
 }
 

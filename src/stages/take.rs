@@ -23,14 +23,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info};
 
-use super::{AskedAhead, BATCH, GiveBack, Opened, Pod, ToTake, Undone, wire};
+use super::{BATCH, GiveBack, Opened, Pod, Slot, ToTake, Undone, wire};
 use crate::clock::{jitter, since_unix_ms};
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
-use crate::job::RunnerId;
+use crate::job::{JobId, RunnerId};
 use crate::proto::{self, router_message::Kind};
-use crate::redis::{Offer, TakenJob};
+use crate::redis::{HandOver, Offer, TakenJob};
 use crate::runner::{Lane, RunnerRecord, Scope};
-use crate::telemetry::labels::{self, SessionClosed, Took};
+use crate::telemetry::labels::{self, CameAlong, SessionClosed, Took};
 use crate::telemetry::metrics;
 use fleet::{ClassId, Fleet};
 use lanes::{LaneId, Lanes, Turn};
@@ -148,7 +148,12 @@ impl Take {
                 self.fleet.back_off(session, until);
             }
             ToTake::Wake(partition, lanes) => self.wake(partition, &lanes),
-            ToTake::Queueing(partition, lanes, asked) => self.ask_ahead(partition, &lanes, &asked),
+            ToTake::Queueing(partition, jobs, answer) => {
+                let slots = jobs.into_iter().filter_map(|(job_id, lanes)| self.slot_for(partition, job_id, &lanes));
+                // Who asked waits, or the pod has stopped.
+                let _ = answer.send(slots.collect());
+            }
+            ToTake::Queued(partition, slots) => self.queued(partition, slots),
             ToTake::Standing(partition, lanes) => self.look_at_standing(partition, &lanes),
             ToTake::LaneOpened(partition, lane, capability) => {
                 let id = self.lanes[usize::from(partition)].insert(lane, capability);
@@ -259,23 +264,28 @@ impl Take {
         known.wake(&known.ids(lanes));
     }
 
-    /// Asks for jobs that are on their way, if it can be done at once.
-    fn ask_ahead(&mut self, partition: u16, lanes: &[Lane], asked: &AskedAhead) {
+    /// A free slot that a new job may be handed to, if this pod knows of nothing else that the slot's class could take.
+    fn slot_for(&mut self, partition: u16, job_id: JobId, lanes: &[Lane]) -> Option<Slot> {
         if self.loading || self.pod.draining.is_cancelled() {
-            return;
+            return None;
         }
-        let known = &mut self.lanes[usize::from(partition)];
-        let mut ready = known.ids(lanes);
-        ready.retain(|id| self.fleet.can_ask(partition, *id));
-        known.wake(&ready);
-        while let Some(next) = self.next_ask(partition) {
-            self.ask(next);
-        }
-        // Lanes that no take was sent for keep their wake.
         let known = &self.lanes[usize::from(partition)];
-        let sent = ready.into_iter().filter(|id| !known.is_woken(*id));
-        let sent = sent.map(|id| known.get(id).0).collect();
-        asked.set(sent).expect("only this is told of the call");
+        let found = self.fleet.slot_for(partition, &known.ids(lanes), |lane| known.is_waiting(lane))?;
+        let (lane, (session, runner_id, system_id)) = found;
+        let offer = Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id };
+        Some(Slot { session, hand_over: HandOver { job_id, lane: known.get(lane).0, offer } })
+    }
+
+    /// What became of the slots that were found for new jobs.
+    fn queued(&mut self, partition: u16, slots: Vec<(Slot, Option<TakenJob>)>) {
+        for (slot, job) in slots {
+            let outcome = if job.is_some() { CameAlong::HandedOver } else { CameAlong::Unused };
+            metrics().slots_sent_along_total.of(outcome).increment(1);
+            match job {
+                Some(job) => self.push(job, slot.session, partition),
+                None => self.fleet.release(slot.session),
+            }
+        }
     }
 
     /// A lane with work, a free slot that suits it, and this pod just waits: its wake was lost.

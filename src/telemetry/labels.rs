@@ -125,6 +125,12 @@ labels! {
         PassedOn = "passed_on",
     }
 
+    /// What became of a free slot that came along with a new job.
+    outcome: CameAlong {
+        HandedOver = "handed_over",
+        Unused = "unused",
+    }
+
     /// What a take brought.
     outcome: Took {
         Jobs = "jobs",

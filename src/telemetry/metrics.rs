@@ -6,7 +6,9 @@
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::labels::{Ended, Expired, GaveBack, InboxType, RedisCall, RedisError, Rejected, SessionClosed, Took, Wake};
+use super::labels::{
+    CameAlong, Ended, Expired, GaveBack, InboxType, RedisCall, RedisError, Rejected, SessionClosed, Took, Wake,
+};
 use super::registry::{By, Declared, Handle};
 
 /// The upper bounds of a histogram's buckets, and why these.
@@ -99,6 +101,9 @@ metrics! {
     sweep_rescues_total: Counter;
     /// Wake-ups for a free slot: that this pod received, and those it passed on as it could not use them.
     wakes_total: By<Wake, Counter>;
+    /// Free slots that were sent along with new jobs, by whether the job was handed over to them at once, or they stayed
+    /// unused as it was queued behind others.
+    slots_sent_along_total: By<CameAlong, Counter>;
     /// Takes, by whether they brought jobs. Many empty ones are wake-ups for nothing.
     takes_total: By<Took, Counter>;
     /// Messages read from the inbox, by type; without those refused, whose type may be unknown.

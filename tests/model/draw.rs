@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use job_router::flow::State;
 use job_router::job::{JobId, Lease, LeaseId, PendingJob, Priority, ProjectFacts, ProjectId, Tenant};
-use job_router::redis::{Offer, Report, Return};
+use job_router::redis::{HandOver, Offer, Report, Return};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, Fingerprint};
 use rand::Rng;
@@ -22,7 +22,7 @@ const SETTLED: u64 = 3;
 /// One call with its arguments.
 #[derive(Debug, Clone)]
 pub enum Op {
-    FanOut(&'static str, Vec<(u64, PendingJob)>),
+    FanOut(&'static str, Vec<(u64, PendingJob)>, Vec<HandOver>),
     Take(&'static str, Vec<Lane>, Vec<Offer>),
     Start(Vec<(JobId, Option<LeaseId>)>),
     Renew(&'static str, Vec<Lease>),
@@ -78,7 +78,11 @@ impl Run {
         match self.rng.random_range(0..opens) {
             0..21 => {
                 let n = if self.rng.random_ratio(1, 40) { 80 } else { self.rng.random_range(1..=4) };
-                Op::FanOut(pod, (0..n).map(|_| self.draw_job()).collect())
+                let jobs: Vec<_> = (0..n).map(|_| self.draw_job()).collect();
+                let of_id = |id: JobId| jobs.iter().position(|(_, job)| job.id == id);
+                let firsts = jobs.iter().enumerate().filter(|(at, (_, job))| of_id(job.id) == Some(*at));
+                let slots = firsts.filter_map(|(_, (_, job))| self.draw_slot(job)).collect();
+                Op::FanOut(pod, jobs, slots)
             }
             21..52 => self.draw_take(pod),
             52..62 => Op::Start(
@@ -161,6 +165,15 @@ impl Run {
         job.max_attempts = self.rng.random_range(1..=2);
         job.queued_at_ms = Some(1_780_000_000_000 + self.rng.random_range(0..50));
         (self.draw_version(), job)
+    }
+
+    /// Often a free slot for a job, mostly in a lane that may be its own.
+    fn draw_slot(&mut self, job: &PendingJob) -> Option<HandOver> {
+        let own: Vec<Scope> = Scope::of_project(&job.project).collect();
+        let scopes = if self.rng.random_ratio(1, 10) { &SCOPES[..] } else { &own };
+        let lane = Lane { scope: *scopes.choose(&mut self.rng)?, fingerprint: job.capability.fingerprint() };
+        let offer = offers(1).remove(0);
+        self.rng.random_ratio(2, 3).then_some(HandOver { job_id: job.id, lane, offer })
     }
 
     fn draw_project(&mut self) -> Op {

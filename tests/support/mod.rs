@@ -83,7 +83,7 @@ impl World {
     /// Queues a job, as from its own inbox entry.
     pub async fn queue(&self, job: PendingJob) -> job_router::redis::FannedOut {
         let entry = format!("{}-0", 1_780_000_000_000u64 + u64::from(self.entries.fetch_add(1, Ordering::Relaxed)));
-        self.partition.fan_out(&name("pod"), &[(entry, job)]).await.expect("fans out")
+        self.partition.fan_out(&name("pod"), &[(entry, job)], std::time::Duration::ZERO, &[]).await.expect("fans out")
     }
 
     /// Every key of the partition with its value, as text; hashes and sets sorted.

@@ -171,7 +171,7 @@ impl Depth {
             })
             .collect();
         self.next_id += count;
-        self.partition.fan_out(&self.pod, &jobs).await?;
+        self.partition.fan_out(&self.pod, &jobs, TIMEOUT, &[]).await?;
         Ok(())
     }
 

@@ -32,6 +32,9 @@ pub(super) struct Fleet {
     early: HashMap<SessionId, Slots>,
 }
 
+/// A free slot: its session, its runner and which manager of it.
+pub(super) type Offered = (SessionId, RunnerId, Name);
+
 struct Member {
     class: ClassId,
     record: RunnerRecord,
@@ -245,18 +248,40 @@ impl Fleet {
     }
 
     /// Offers up to `max` free slots of a class, those of the session with the most free ones first.
-    pub(super) fn offer(&mut self, class: ClassId, partition: u16, max: usize) -> Vec<(SessionId, RunnerId, Name)> {
+    pub(super) fn offer(&mut self, class: ClassId, partition: u16, max: usize) -> Vec<Offered> {
         self.class_mut(class).asking[usize::from(partition)] += 1;
-        let mut offers = Vec::new();
-        while offers.len() < max {
-            // One slot of the freest session at a time, so that a batch spreads as single jobs would.
-            let Some((_, session)) = self.class(class).free.last().copied() else { break };
-            let member = self.sessions.get_mut(&session).expect("members are sessions");
-            member.offered += 1;
-            offers.push((session, member.record.runner_id(), member.system_id.clone()));
-            self.rank(session);
-        }
-        offers
+        // One slot of the freest session at a time, so that a batch spreads as single jobs would.
+        (0..max).map_while(|_| self.offer_one(class)).collect()
+    }
+
+    /// Offers a free slot that suits one of these lanes, of the class that comes first among those that `wait` in all their
+    /// lanes and do not ask.
+    pub(super) fn slot_for(
+        &mut self,
+        partition: u16,
+        lanes: &[LaneId],
+        waits: impl Fn(LaneId) -> bool,
+    ) -> Option<(LaneId, Offered)> {
+        let number = usize::from(partition);
+        let (class, lane) = self.order.iter().find_map(|id| {
+            let class = self.class(*id);
+            let matched = &class.lanes[number];
+            if class.asking[number] > 0 || class.free.is_empty() || !matched.iter().all(|lane| waits(*lane)) {
+                return None;
+            }
+            let lane = lanes.iter().find(|lane| matched.contains(lane))?;
+            Some((*id, *lane))
+        })?;
+        Some((lane, self.offer_one(class)?))
+    }
+
+    fn offer_one(&mut self, class: ClassId) -> Option<Offered> {
+        let (_, session) = self.class(class).free.last().copied()?;
+        let member = self.sessions.get_mut(&session).expect("members are sessions");
+        member.offered += 1;
+        let offered = (session, member.record.runner_id(), member.system_id.clone());
+        self.rank(session);
+        Some(offered)
     }
 
     /// A take is answered; these slots were not used.

@@ -96,11 +96,6 @@ impl Lanes {
         self.lanes[id].waiting
     }
 
-    /// Whether a wake of this lane has no take yet.
-    pub(super) fn is_woken(&self, id: LaneId) -> bool {
-        self.lanes[id].woken
-    }
-
     /// Whether the last take of this lane got all it asked for.
     pub(super) fn is_deep(&self, id: LaneId) -> bool {
         self.lanes[id].deep
@@ -186,7 +181,7 @@ mod tests {
         lanes.answered(turn, &asked, true);
         assert!(!lanes.may_have_work(id) && lanes.is_waiting(id));
         lanes.wake(&[id]);
-        assert!(lanes.may_have_work(id) && lanes.is_woken(id));
+        assert!(lanes.may_have_work(id));
         assert_eq!(lanes.wakes_to_pass_on(|_| true), [], "it is kept");
         assert_eq!(lanes.wakes_to_pass_on(|_| false), [lane]);
         assert_eq!(lanes.wakes_to_pass_on(|_| false), [], "once");

@@ -84,3 +84,23 @@ fn a_record_that_changes_moves_its_sessions_to_another_class_and_the_empty_one_g
         fleet.take_back(fleet.sessions[&session].class, 0, [session; 2].into_iter());
     }
 }
+
+#[test]
+fn a_slot_for_a_new_job_is_of_a_class_that_has_nothing_else_to_take() {
+    let capability = Capability::default();
+    let lane = |scope| crate::runner::Lane { scope, fingerprint: capability.fingerprint() };
+    let mut lanes = Lanes::default();
+    let id = lanes.insert(lane(Scope::Instance), capability.clone());
+    let other = lanes.insert(lane(Scope::Group(7)), capability.clone());
+    let (lanes, mut fleet) = (vec![lanes], Fleet::default());
+    let session = SessionId::next();
+    fleet.open(opened(session, "a", 2), &lanes);
+    assert!(fleet.slot_for(0, &[id], |_| false).is_none(), "the lane may have work");
+    assert!(fleet.slot_for(0, &[other], |_| true).is_none(), "it does not match");
+    let found = fleet.slot_for(0, &[other, id], |_| true).map(|(lane, (session, ..))| (lane, session));
+    assert_eq!((found, fleet.free()), (Some((id, session)), 1));
+    fleet.release(session);
+    let class = fleet.sessions[&session].class;
+    assert_eq!(fleet.offer(class, 0, 1).len(), 1);
+    assert!(fleet.slot_for(0, &[id], |_| true).is_none(), "a take is under way");
+}

@@ -1,0 +1,25 @@
+-- assign: give queued jobs to free slots of a pod's runners.
+
+local new_ids, new_deadlines = {}, {} -- what this call assigns, for `write_assigned`
+
+-- A job goes to a slot, whose ARGV begin at `slot`: lease id, runner id, system id. It was taken in a lane of this scope. More
+-- fields of its record may follow.
+local function assign(id, attempt, scope, project_id, slot, me, due, ...)
+  local lease_id = ARGV[slot]
+  local tenant = project(project_id).tenant -- who pays may have changed since it was queued
+  local held_by = holder(lease_id, ARGV[slot + 1], ARGV[slot + 2], me)
+  call('HSET', job_key(id), 'state', 'assigned', 'lease', lease_text(lease_id, attempt, tenant, me, scope),
+    'holder', held_by, 'since_ms', NOW_TEXT, ...)
+  new_ids[#new_ids + 1] = id
+  new_deadlines[#new_deadlines + 1], new_deadlines[#new_deadlines + 2] = due, id
+  if scope == 'instance' then count(tenant, project_id, id) end
+  emit('assigned', id, attempt, held_by)
+end
+
+-- The end of every script that assigns.
+local function write_assigned(me)
+  write_counts()
+  if not new_ids[1] then return end
+  call('ZADD', DEADLINES, unpack(new_deadlines))
+  call('SADD', P .. 'pod:' .. me .. ':jobs', unpack(new_ids))
+end
