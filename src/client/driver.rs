@@ -175,7 +175,7 @@ impl<E: Executor> Driver<E> {
     /// Handles what was received, and what else has arrived already.
     fn receive_batch(&mut self, mut received: Result<Option<RouterMessage>, Status>) -> Result<(), ClientError> {
         let now = BootTime::now();
-        for _ in 0..BATCH {
+        for left in (0..BATCH).rev() {
             let ended = match received {
                 Ok(Some(RouterMessage { kind: Some(kind) })) => {
                     self.protocol.received(kind, now, |assignment| self.jobs.executor().accept(assignment));
@@ -189,8 +189,10 @@ impl<E: Executor> Driver<E> {
             if let Some(failure) = ended {
                 return self.session_ended(&failure);
             }
-            let Some(session) = self.session.as_mut() else { break };
-            match session.inbound.message().now_or_never() {
+            // What is read here must be handled here.
+            let next =
+                self.session.as_mut().filter(|_| left > 0).and_then(|session| session.inbound.message().now_or_never());
+            match next {
                 Some(next) => received = next,
                 None => break,
             }

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status as GrpcStatus, Streaming};
 
 use super::*;
@@ -35,12 +36,12 @@ struct Script {
 struct Call {
     token: String,
     inbound: Streaming<RunnerMessage>,
-    answer: oneshot::Sender<Result<mpsc::Receiver<Result<RouterMessage, GrpcStatus>>, GrpcStatus>>,
+    answer: oneshot::Sender<Result<UnboundedReceiver<Result<RouterMessage, GrpcStatus>>, GrpcStatus>>,
 }
 
 #[tonic::async_trait]
 impl RunnerService for Script {
-    type SessionStream = ReceiverStream<Result<RouterMessage, GrpcStatus>>;
+    type SessionStream = UnboundedReceiver<Result<RouterMessage, GrpcStatus>>;
 
     async fn session(
         &self,
@@ -50,7 +51,7 @@ impl RunnerService for Script {
         let (answer, answered) = oneshot::channel();
         self.calls.send(Call { token, inbound: request.into_inner(), answer }).await.expect("the test is there");
         let outbound = answered.await.expect("the test answers")?;
-        Ok(Response::new(ReceiverStream::new(outbound)))
+        Ok(Response::new(outbound))
     }
 }
 
@@ -63,7 +64,7 @@ struct Router {
 /// One call that the test has let in.
 struct Peer {
     inbound: Streaming<RunnerMessage>,
-    sender: mpsc::Sender<Result<RouterMessage, GrpcStatus>>,
+    sender: UnboundedSender<Result<RouterMessage, GrpcStatus>>,
     hello: Hello,
     /// Whether beats are acknowledged while waiting for other messages.
     answer_beats: bool,
@@ -94,7 +95,7 @@ impl Router {
     async fn meet(&mut self) -> Peer {
         let Call { token, mut inbound, answer } = self.call().await;
         assert_eq!(token, "Bearer secret-token");
-        let (sender, outbound) = mpsc::channel(64);
+        let (sender, outbound) = unbounded();
         answer.send(Ok(outbound)).expect("waits");
         let first = timeout(LIMIT, inbound.message()).await.expect("in time").expect("no error").expect("a message");
         let Some(Up::Hello(hello)) = first.kind else { panic!("not a Hello: {first:?}") };
@@ -126,7 +127,7 @@ impl Drop for Router {
 
 impl Peer {
     async fn send(&self, kind: Down) {
-        self.sender.send(Ok(RouterMessage { kind: Some(kind) })).await.expect("the session is open");
+        self.sender.unbounded_send(Ok(RouterMessage { kind: Some(kind) })).expect("the session is open");
     }
 
     /// The next message but beats.
@@ -277,6 +278,32 @@ async fn a_job_is_accepted_started_finished_and_its_slot_told() {
     peer.closed().await;
     let summary = runner.end().await.expect("a clean end");
     assert_eq!((summary.succeeded, summary.unacknowledged), (1, 0));
+}
+
+#[tokio::test]
+async fn of_very_many_messages_at_once_none_is_passed_over() {
+    const JOBS: u64 = 3_000;
+    let mut router = Router::start().await;
+    let runner = Runner::start(&router, JOBS as u32);
+    let mut peer = router.welcome().await;
+    for job_id in 1..=JOBS {
+        // Short, so that very many are in one frame; without a payload, so that each is declined.
+        let lease = on_wire(&Lease { job_id: JobId(job_id), lease_id: LeaseId::random(0) });
+        peer.send(Down::Assign(Assign { lease, ..Assign::default() })).await;
+    }
+    for job_id in 1..=JOBS {
+        let answer = loop {
+            match peer.next().await {
+                Some(Up::Slots(_)) => {}
+                answer => break answer,
+            }
+        };
+        let is_of_job = |lease: &Option<proto::Lease>| lease.as_ref().is_some_and(|lease| lease.job_id == job_id);
+        assert!(matches!(&answer, Some(Up::Declined(m)) if is_of_job(&m.lease)), "{job_id}: {answer:?}");
+    }
+    runner.shutdown.kill.cancel();
+    drop(peer);
+    let _ = runner.end().await;
 }
 
 #[tokio::test]
