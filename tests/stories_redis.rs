@@ -115,10 +115,19 @@ async fn a_slot_is_free_for_what_is_queued_while_a_full_redis_refuses_the_job_it
         .await;
     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
 
-    // Full, right behind the message; no pod is that fast.
-    let (entry, _) =
-        tokio::join!(installation.job(2, json!({})), installation.command("CONFIG SET", &["maxmemory", "1"]));
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    // Rails cannot publish to a full Redis: the message is there before it is full, and applied only after that.
+    installation.command("ACL SETUSER", &["default", "-evalsha"]).await;
+    let entry = installation.job(2, json!({})).await;
+    installation
+        .until("the message is read", async || {
+            let args = [installation.config.inbox_stream.as_str(), installation.config.inbox_group.as_str()];
+            let pending = installation.redis.command("XPENDING", args.map(Arg::from)).await.expect("a reply");
+            (pending.into_array().expect("a summary")[0].as_u64().ok()? == 1).then_some(())
+        })
+        .await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    installation.command("CONFIG SET", &["maxmemory", "1"]).await;
+    installation.command("ACL SETUSER", &["default", "+evalsha"]).await;
     assert!(installation.in_inbox(&entry).await, "it is refused");
     drop(first);
     let again = tokio::time::timeout(std::time::Duration::from_secs(5), second.assign()).await;
