@@ -120,24 +120,32 @@ local function is_next(scope, name, project_id, fp)
   return scope ~= 'instance' or not tenant_capped(tenant) and not project_capped(tenant, project_id)
 end
 
+local due = string.format('%.0f', NOW + accept_ms)
+
 -- A job passes through its bucket to its slot; the bucket, with nothing queued, stands in no lane.
 local function hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+  emit('queued', id, '0', '') -- what fails here has left nothing in the bucket
   local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
   call('XREADGROUP', 'GROUP', GROUP, me, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
-  emit('queued', id, '0', '')
   if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
-  local due = string.format('%.0f', NOW + accept_ms)
   assign(id, '1', ARGV[slot - 1], project_id, slot, me, due, 'place', name .. ' ' .. entry_id,
     'tenant', project(project_id).tenant)
   handed[#handed + 1] = ARGV[slot]
 end
 
--- A job that is here: an earlier call may have handed it over, or not have woken anybody.
+-- A job that is here: an earlier call may have handed it over, or not have woken anybody; and what an error cut off there
+-- is completed.
 local function again(slot, id, project_id, fp)
-  local f = call('HMGET', job_key(id), 'state', 'lease')
+  local f = call('HMGET', job_key(id), 'state', 'lease', 'place')
   if f[1] == 'queued' then
+    local name = string.match(f[3], '^%S+')
+    if not indexed[name] and not call('ZSCORE', BUCKETS, bucket_member(bucket_parts(name))) then
+      index(name, bucket_head(name))
+      indexed[name] = true
+    end
     wake_for(fp, project_id, me, woken, mine)
   elseif slot and f[1] == 'assigned' and lease_parts(f[2]) == ARGV[slot] then
+    assigned_before(id, f[2], f[3], due)
     handed[#handed + 1] = ARGV[slot]
   end
 end

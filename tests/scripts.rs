@@ -166,6 +166,63 @@ async fn a_job_is_queued_though_a_slot_came_along_where_others_stand_before_it_o
 }
 
 #[tokio::test]
+async fn a_hand_over_that_failed_half_way_is_completed_by_the_same_call() {
+    let world = instance_world().await;
+    let (job, offer) = (job(2), offers(1).remove(0));
+    let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
+    let running = format!("{}running:{}", world.prefix, job.tenant.key());
+    let slot = [HandOver { job_id: job.id, lane: instance_lane(), offer }];
+    let entry = [("1790000000000-0".to_owned(), job)];
+    let pod = name("pod");
+    let fan_out = || world.partition.fan_out(&pod, &entry, ACCEPT, &slot);
+    let deadlines = format!("{}deadlines", world.prefix);
+    world.command("SET", &[&deadlines, "of another type"]).await;
+    fan_out().await.expect_err("it has no deadline");
+    world.command("DEL", &[&deadlines]).await;
+    assert_eq!(fan_out().await.expect("fans out").handed, [lease.lease_id]);
+    assert_eq!(world.command("SCARD", &[&running]).await.as_u64().ok(), Some(1), "it is counted");
+    assert_eq!(world.command("ZCARD", &[&deadlines]).await.as_u64().ok(), Some(1), "it is looked after");
+    let held = format!("{}pod:pod:jobs", world.prefix);
+    assert_eq!(world.command("SCARD", &[&held]).await.as_u64().ok(), Some(1), "its pod is known");
+    assert_eq!(start(&world, lease).await, Outcome::Ok);
+    assert_eq!(finish(&world, lease).await, Outcome::Ok);
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_hand_over_that_could_not_be_told_leaves_nothing_in_its_bucket() {
+    let world = instance_world().await;
+    let events = format!("{}events", world.prefix);
+    world.command("SET", &[&events, "of another type"]).await;
+    let (job, offer) = (job(2), offers(1).remove(0));
+    let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
+    let slot = [HandOver { job_id: job.id, lane: instance_lane(), offer }];
+    let entry = [("1790000000000-0".to_owned(), job)];
+    let pod = name("pod");
+    let fan_out = || world.partition.fan_out(&pod, &entry, ACCEPT, &slot);
+    fan_out().await.expect_err("it cannot be told");
+    world.command("DEL", &[&events]).await;
+    assert_eq!(fan_out().await.expect("fans out").handed, [lease.lease_id]);
+    assert_eq!(start(&world, lease).await, Outcome::Ok);
+    assert_eq!(finish(&world, lease).await, Outcome::Ok);
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_queued_half_way_is_put_into_its_lanes_by_the_same_call() {
+    let world = instance_world().await;
+    let lane = format!("{}lane:{}:{}", world.prefix, instance_lane(), job(1).tenant.key());
+    world.command("SET", &[&lane, "of another type"]).await;
+    let entry = [("1790000000000-0".to_owned(), job(1))];
+    let pod = name("pod");
+    let fan_out = || world.partition.fan_out(&pod, &entry, ACCEPT, &[]);
+    fan_out().await.expect_err("its bucket has no place");
+    world.command("DEL", &[&lane]).await;
+    assert_eq!(fan_out().await.expect("fans out").outcomes, [Outcome::Known]);
+    assert_eq!(ids(&take(&world, 2).await), [1]);
+}
+
+#[tokio::test]
 async fn every_call_of_a_life_repeated_changes_nothing_more() {
     let world = instance_world().await;
     let entry = [("1780000000000-0".to_owned(), job(1))];

@@ -95,3 +95,45 @@ async fn a_message_that_cannot_be_applied_is_told_to_rails_before_its_entry_goes
     installation.until_inbox_empty().await;
     pod.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_free_for_what_is_queued_while_a_full_redis_refuses_the_job_it_was_meant_for() {
+    let (mut installation, _redis) = Installation::alone().await;
+    installation.config.accept_timeout = std::time::Duration::from_secs(60);
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut first, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
+    installation.job(1, json!({})).await;
+    assert_eq!(first.assign().await.lease.expect("a lease").job_id, 1);
+    let (mut second, _) = Raw::open(&pod.url, 1, raw::hello("s_2", 1)).await;
+    let waiting = format!("{{{}:0}}:waiting:*", installation.config.key_prefix);
+    installation
+        .until("the pod waits", async || {
+            let keys = installation.command("KEYS", &[&waiting]).await.into_array().expect("keys");
+            (!keys.is_empty()).then_some(())
+        })
+        .await;
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+
+    // Rails cannot publish to a full Redis: the message is there before it is full, and applied only after that.
+    installation.command("ACL SETUSER", &["default", "-evalsha"]).await;
+    let entry = installation.job(2, json!({})).await;
+    installation
+        .until("the message is read", async || {
+            let args = [installation.config.inbox_stream.as_str(), installation.config.inbox_group.as_str()];
+            let pending = installation.redis.command("XPENDING", args.map(Arg::from)).await.expect("a reply");
+            (pending.into_array().expect("a summary")[0].as_u64().ok()? == 1).then_some(())
+        })
+        .await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    installation.command("CONFIG SET", &["maxmemory", "1"]).await;
+    installation.command("ACL SETUSER", &["default", "+evalsha"]).await;
+    assert!(installation.in_inbox(&entry).await, "it is refused");
+    drop(first);
+    let again = tokio::time::timeout(std::time::Duration::from_secs(5), second.assign()).await;
+    assert_eq!(again.expect("in time").lease.expect("a lease").job_id, 1, "what is queued drains");
+    installation.command("CONFIG SET", &["maxmemory", "0"]).await;
+    second.say(raw::slots(1, 1)).await;
+    assert_eq!(second.assign().await.lease.expect("a lease").job_id, 2);
+    pod.stop().await;
+}

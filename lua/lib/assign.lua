@@ -23,3 +23,14 @@ local function write_assigned(me)
   call('ZADD', DEADLINES, unpack(new_deadlines))
   call('SADD', P .. 'pod:' .. me .. ':jobs', unpack(new_ids))
 end
+
+-- A job that an earlier call assigned, and perhaps did not come as far as `write_assigned`.
+local function assigned_before(id, lease, place, due)
+  local _, _, tenant, pod, scope = lease_parts(lease)
+  call('ZADD', DEADLINES, 'NX', due, id)
+  call('SADD', P .. 'pod:' .. pod .. ':jobs', id)
+  if scope ~= 'instance' then return end
+  local _, project_id = bucket_parts(string.match(place, '^%S+'))
+  call('SADD', P .. 'running:' .. tenant .. ':' .. project_id, id)
+  call('SADD', P .. 'running:' .. tenant, id)
+end

@@ -88,13 +88,14 @@ local function reindex(name, head)
   end
 end
 
--- A bucket turned from empty to not empty, or got a new scope: index it, opening its lanes where needed.
+-- A bucket turned from empty to not empty, or got a new scope: index it, opening its lanes where needed. It is in `buckets`
+-- last: where an error cuts this off, the same call again finds that it is not.
 local function index(name, head)
   local fp, id, priority = bucket_parts(name)
-  call('ZADD', BUCKETS, 0, bucket_member(fp, id, priority))
   look_at_scopes(id)
   for _, scope in ipairs(project(id).open) do open_lane(scope .. ':' .. fp, fp) end
   reindex(name, head)
+  call('ZADD', BUCKETS, 0, bucket_member(fp, id, priority))
 end
 
 -- Wakes one waiting pod per lane of this bucket. `woken` remembers the lanes done in this call. Answers

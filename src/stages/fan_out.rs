@@ -8,6 +8,7 @@
 
 mod reject;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -17,9 +18,9 @@ use tracing::{debug, info, warn};
 
 use super::{BATCH, Pod, Slot, ToTake, Undone};
 use crate::contract::{self, Limits, Message};
-use crate::job::{JobId, PendingJob, ProjectId, Tenant};
+use crate::job::{JobId, LeaseId, PendingJob, ProjectId, Tenant};
 use crate::redis::scripts::Outcome;
-use crate::redis::{Arg, Entry, ReadFrom, Reader, RedisError, Report, TakenJob};
+use crate::redis::{Arg, Entry, FannedOut, HandOver, ReadFrom, Reader, RedisError, Report, TakenJob};
 use crate::runner::{Lane, Scope};
 use crate::telemetry::labels::InboxType;
 use crate::telemetry::metrics;
@@ -173,27 +174,20 @@ impl FanOut {
     /// Queues one script call's worth of jobs, or hands them over to free slots of this pod.
     async fn queue(&self, number: u16, jobs: &[(String, PendingJob)]) -> Result<Kept, Undone> {
         let mut slots = self.slots_for(number, jobs).await;
-        let kept = self.queue_with(number, jobs, &mut slots).await?;
-        if !slots.is_empty() {
-            let unused = slots.into_iter().map(|slot| (slot, None)).collect();
-            let _ = self.take.send(ToTake::Queued(number, unused)).await;
-        }
-        Ok(kept)
+        let queued = self.queue_with(number, jobs, &mut slots).await;
+        self.slots_done(number, jobs, &mut slots, &[]).await; // whatever failed
+        queued
     }
 
-    /// A call that fails for good is made again job by job, so that what is wrong with one holds up no other. Slots whose jobs
-    /// were handed over are taken out of `slots`.
+    /// A call that fails for good is made again job by job, so that what is wrong with one holds up no other. The slots of
+    /// what is done are taken out of `slots`.
     async fn queue_with(
         &self,
         number: u16,
         jobs: &[(String, PendingJob)],
         slots: &mut Vec<Slot>,
     ) -> Result<Kept, Undone> {
-        let (pod, partition) = (&self.pod, &self.pod.partitions[usize::from(number)]);
-        let accept_timeout = pod.config.accept_timeout;
-        let hand_overs: Vec<_> = slots.iter().map(|slot| slot.hand_over.clone()).collect();
-        let call = || partition.fan_out(&pod.name, jobs, accept_timeout, &hand_overs);
-        let done = match pod.until_done("fan_out", call).await {
+        let done = match self.fan_out(number, jobs, slots).await {
             Ok(done) => done,
             Err(Undone::Stopped) => return Err(Undone::Stopped),
             Err(Undone::Failed(_)) if jobs.len() > 1 => {
@@ -211,21 +205,61 @@ impl FanOut {
         let queued = done.outcomes.iter().filter(|outcome| **outcome == Outcome::Ok).count();
         metrics().jobs_queued_total.increment(queued as u64);
         debug!(jobs = jobs.len(), queued, handed = done.handed.len(), partition = number, "jobs queued");
-        if !done.handed.is_empty() {
-            let handed = slots.extract_if(.., |slot| done.handed.contains(&slot.hand_over.offer.lease_id));
-            let handed = handed.filter_map(|slot| {
-                let (entry_id, job) = jobs.iter().find(|(_, job)| job.id == slot.hand_over.job_id)?;
-                let lease_id = slot.hand_over.offer.lease_id;
-                let job = TakenJob::handed_over(entry_id, job, slot.hand_over.lane, lease_id);
-                Some((slot, Some(job)))
-            });
-            let _ = self.take.send(ToTake::Queued(number, handed.collect())).await;
-        }
+        // All slots before the wakes, which are for those that stayed unused.
+        self.slots_done(number, jobs, slots, &done.handed).await;
         self.wake(number, done.wakes).await;
         for project in done.changed {
             self.reindex(number, project).await?;
         }
         Ok(Kept::new())
+    }
+
+    /// The call itself, with the slots that are for these jobs. One that Redis refuses is repeated without them: it may refuse
+    /// for long, as when it is full, and what drains it needs slots.
+    async fn fan_out(
+        &self,
+        number: u16,
+        jobs: &[(String, PendingJob)],
+        slots: &mut Vec<Slot>,
+    ) -> Result<FannedOut, Undone> {
+        let (pod, partition) = (&self.pod, &self.pod.partitions[usize::from(number)]);
+        let accept_timeout = pod.config.accept_timeout;
+        let of_these = slots.iter().filter(|slot| jobs.iter().any(|(_, job)| job.id == slot.hand_over.job_id));
+        let mut hand_overs: Vec<HandOver> = of_these.map(|slot| slot.hand_over.clone()).collect();
+        loop {
+            // An earlier try may have handed jobs over: only the same call again tells.
+            let unsure = AtomicBool::new(false);
+            let call = || async {
+                match partition.fan_out(&pod.name, jobs, accept_timeout, &hand_overs).await {
+                    Err(error) if error.is_retryable() && !hand_overs.is_empty() => {
+                        let unsure = unsure.fetch_or(error.may_have_applied(), Ordering::Relaxed);
+                        if unsure || error.may_have_applied() { Err(error) } else { Ok(None) }
+                    }
+                    done => done.map(Some),
+                }
+            };
+            if let Some(done) = pod.until_done("fan_out", call).await? {
+                return Ok(done);
+            }
+            self.slots_done(number, jobs, slots, &[]).await;
+            hand_overs.clear();
+        }
+    }
+
+    /// Tells what became of the slots for these jobs.
+    async fn slots_done(&self, number: u16, jobs: &[(String, PendingJob)], slots: &mut Vec<Slot>, handed: &[LeaseId]) {
+        let of_these = slots.extract_if(.., |slot| jobs.iter().any(|(_, job)| job.id == slot.hand_over.job_id));
+        let done = of_these.map(|slot| {
+            let HandOver { job_id, lane, offer } = &slot.hand_over;
+            let handed = handed.contains(&offer.lease_id);
+            let entry = jobs.iter().find(|(_, job)| handed && job.id == *job_id);
+            let job = entry.map(|(entry_id, job)| TakenJob::handed_over(entry_id, job, *lane, offer.lease_id));
+            (slot, job)
+        });
+        let done: Vec<_> = done.collect();
+        if !done.is_empty() {
+            let _ = self.take.send(ToTake::Queued(number, done)).await;
+        }
     }
 
     /// Free slots of this pod for jobs that come one by one: they pass through the queue in the call that queues them. Of many at
