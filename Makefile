@@ -20,11 +20,13 @@ test: redis-server ## Run all tests
 		cargo test --locked; \
 	fi
 
-bench: redis-server ## Measure this build on this machine: latency, throughput, backlog (about 3 minutes)
+bench: redis-server ## Measure this build on this machine: all of job-router bench (about 5 minutes)
 	cargo build --release --locked
 	$(TARGET)/release/job-router bench latency
 	$(TARGET)/release/job-router bench throughput
 	$(TARGET)/release/job-router bench backlog
+	$(TARGET)/release/job-router bench lanes
+	$(TARGET)/release/job-router bench fairness
 
 redis-server:
 	@command -v redis-server >/dev/null && exit 0; \

@@ -250,7 +250,7 @@ fn what_cannot_be_reached_ends_with_1_and_says_what() {
 
 #[test]
 fn every_subcommand_teaches_with_an_example() {
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["serve"],
         &["dev"],
@@ -264,6 +264,8 @@ fn every_subcommand_teaches_with_an_example() {
         &["bench"],
         &["bench", "latency"],
         &["bench", "backlog"],
+        &["bench", "lanes"],
+        &["bench", "fairness"],
     ];
     for args in commands {
         let output = command(&[args, &["--help"]].concat()).output().unwrap();
@@ -274,13 +276,21 @@ fn every_subcommand_teaches_with_an_example() {
 
 #[test]
 fn each_benchmark_runs_every_job_once_and_ends_with_a_line_of_json() {
-    let cases: [(&[&str], &[&str]); 3] = [
+    let cases: [(&[&str], &[&str]); 5] = [
         (
             &["latency", "--rate", "200", "--jobs", "60", "--warm-up", "20"],
             &["/publish_to_runner_ms/p99", "/floor_ms/p50"],
         ),
         (&["throughput", "--jobs", "1000", "--slots", "20"], &["/jobs_per_s", "/redis_cpu_us_per_job"]),
         (&["backlog", "--sizes", "200,400", "--takes", "100", "--rounds", "1"], &["/take_us/200", "/ratio"]),
+        (
+            &["lanes", "--tenants", "2,20", "--lanes", "2,5", "--jobs", "200", "--takes", "100", "--rounds", "1"],
+            &["/tenants_ratio", "/lanes_ratio", "/asked_ratio", "/lanes/take_us/5", "/match_us/5"],
+        ),
+        (
+            &["fairness", "--flood", "800", "--projects", "1,20", "--share-jobs", "600", "--tenants", "2"],
+            &["/quiet_p99_ms/20", "/drain_ratio_to_ideal", "/jain_equal", "/weighted/parts/2"],
+        ),
     ];
     for (args, numbers) in cases {
         let output = command(&[&["bench"], args, &["--json"]].concat()).output().unwrap();
@@ -289,7 +299,7 @@ fn each_benchmark_runs_every_job_once_and_ends_with_a_line_of_json() {
         for number in numbers {
             assert!(result.pointer(number).and_then(|number| number.as_f64()).is_some_and(|n| n > 0.0), "{result}");
         }
-        if args[0] != "backlog" {
+        if !["backlog", "lanes"].contains(&args[0]) {
             assert_eq!((&result["lost"], &result["doubled"]), (&0.into(), &0.into()), "{result}");
         }
     }

@@ -15,10 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::output;
 
 mod backlog;
+mod fairness;
 mod fleet;
+mod lanes;
 mod latency;
 pub(super) mod load;
 mod records;
+mod takes;
 mod throughput;
 
 pub(super) use records::{Percentiles, percentiles};
@@ -39,6 +42,8 @@ enum BenchCommand {
     Latency(latency::Args),
     Throughput(throughput::Args),
     Backlog(backlog::Args),
+    Lanes(lanes::Args),
+    Fairness(fairness::Args),
 }
 
 /// What all benchmarks understand.
@@ -58,6 +63,8 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         BenchCommand::Latency(args) => until(stop, Box::pin(latency::run(args))).await,
         BenchCommand::Throughput(args) => until(stop, Box::pin(throughput::run(args))).await,
         BenchCommand::Backlog(args) => until(stop, Box::pin(backlog::run(args))).await,
+        BenchCommand::Lanes(args) => until(stop, Box::pin(lanes::run(args))).await,
+        BenchCommand::Fairness(args) => until(stop, Box::pin(fairness::run(args))).await,
     }
 }
 

@@ -23,6 +23,10 @@ pub(super) struct Ledger {
 /// What happened to one job.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Life {
+    /// When it was first queued, in Unix ms of Redis' clock.
+    pub(super) queued_at_ms: u64,
+    /// When it was last taken for a runner, in Unix ms of Redis' clock.
+    pub(super) assigned_at_ms: u64,
     /// How often it was pushed.
     pub(super) assigned: u32,
     /// How often it was started.
@@ -88,7 +92,11 @@ impl Ledger {
         let Some(id) = event.id else { return Ok(()) };
         let life = self.lives.entry(id.0).or_default();
         match event.event_type {
-            EventType::JobAssigned => life.assigned += 1,
+            EventType::JobQueued => life.queued_at_ms = event.at_ms,
+            EventType::JobAssigned => {
+                life.assigned += 1;
+                life.assigned_at_ms = event.at_ms;
+            }
             EventType::JobRequeued => life.requeued += 1,
             EventType::JobRunning => {
                 life.started += 1;

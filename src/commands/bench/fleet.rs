@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use futures::future::try_join_all;
 use indicatif::ProgressBar;
 use job_router::contract::Entry;
 use serde_json::json;
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::load::{GO, Published, REPORT};
 use super::records::{self, counts};
-use crate::commands::ledger::Ledger;
+use crate::commands::ledger::{Ledger, Life};
 use crate::commands::rig::{Child, Pod, Rig};
 use crate::commands::runner_add::{self, RunnerArgs};
 
@@ -44,16 +45,23 @@ struct Runner {
 pub(super) struct Size {
     pub(super) pods: usize,
     pub(super) runners: usize,
+    /// Of each runner.
     pub(super) slots: u32,
+    /// How long a job lasts.
+    pub(super) job_time: Duration,
 }
 
 /// The jobs to publish.
 #[derive(Debug, Clone)]
 pub(super) struct Jobs {
+    pub(super) first_id: u64,
     pub(super) count: u64,
     /// A second; 0: as fast as they go.
     pub(super) rate: f64,
+    pub(super) first_tenant: u64,
     pub(super) tenants: u64,
+    /// All jobs of a tenant before the next one's; else tenants take turns.
+    pub(super) in_blocks: bool,
     pub(super) projects: u64,
     pub(super) payload_bytes: usize,
     pub(super) hop_stream: Option<String>,
@@ -83,7 +91,7 @@ impl Fleet {
         let mut runners = Vec::new();
         for number in 0..size.runners {
             let pod = &pods[number % pods.len()];
-            runners.push(Runner::start(&rig, pod, number, size.slots).await?);
+            runners.push(Runner::start(&rig, pod, number, size).await?);
         }
         let mut ledger = Ledger::new(rig.redis.clone(), rig.events());
         timeout(CONNECT_MAX, probe(&rig, &mut ledger, size.runners))
@@ -94,20 +102,34 @@ impl Fleet {
 
     /// Publishes the jobs and waits until all have ended, or nothing moves any more.
     pub(super) async fn run(&mut self, jobs: &Jobs, bar: &ProgressBar) -> anyhow::Result<Published> {
-        let mut publisher = Child::spawn("publisher", &jobs.publisher_args(&self.rig), false)?;
-        ensure!(publisher.line().await? == "ready", "the publisher is out of step");
-        publisher.tell(GO).await?;
-        let published: Published = {
-            let mut line = Box::pin(publisher.line());
-            let line = loop {
+        Ok(self.run_lots(std::slice::from_ref(jobs), bar).await?.remove(0))
+    }
+
+    /// The same with several lots, which begin together, each published by a process of its own. Answers one for each.
+    pub(super) async fn run_lots(&mut self, lots: &[Jobs], bar: &ProgressBar) -> anyhow::Result<Vec<Published>> {
+        let count: u64 = lots.iter().map(|jobs| jobs.count).sum();
+        let mut publishers = Vec::new();
+        for jobs in lots {
+            let mut publisher = Child::spawn("publisher", &jobs.publisher_args(&self.rig), false)?;
+            ensure!(publisher.line().await? == "ready", "the publisher is out of step");
+            publishers.push(publisher);
+        }
+        for publisher in &mut publishers {
+            publisher.tell(GO).await?;
+        }
+        let lines = {
+            let mut lines = Box::pin(try_join_all(publishers.iter_mut().map(Child::line)));
+            loop {
                 tokio::select! {
-                    line = &mut line => break line?,
-                    () = sleep(Duration::from_millis(200)) => bar.set_position(self.ended_about().await?.min(jobs.count)),
+                    lines = &mut lines => break lines?,
+                    () = sleep(Duration::from_millis(200)) => bar.set_position(self.ended_about().await?.min(count)),
                 }
-            };
-            serde_json::from_str(&line)?
+            }
         };
-        publisher.end().await?;
+        let published = lines.iter().map(|line| serde_json::from_str(line)).collect::<Result<Vec<Published>, _>>()?;
+        for publisher in publishers {
+            publisher.end().await?;
+        }
 
         let probes = self.runners.len() as u64;
         let mut moved = (Instant::now(), 0);
@@ -116,9 +138,9 @@ impl Fleet {
             if len != moved.1 {
                 moved = (Instant::now(), len);
             }
-            bar.set_position(self.ended_about().await?.min(jobs.count));
+            bar.set_position(self.ended_about().await?.min(count));
             // Four events are a life. Only then, or when nothing moves, is it worth reading them all.
-            if len >= 4 * (jobs.count + probes) || moved.0.elapsed() >= STILL_MAX {
+            if len >= 4 * (count + probes) || moved.0.elapsed() >= STILL_MAX {
                 break;
             }
             sleep(Duration::from_millis(20)).await;
@@ -126,9 +148,10 @@ impl Fleet {
         Ok(published)
     }
 
-    /// Reads what became of the jobs; ids count from 1.
-    pub(super) async fn audit(&mut self, published: &Published) -> anyhow::Result<Audit> {
-        let ended = self.runners.len() as u64 + published.jobs;
+    /// Reads what became of the jobs, whose ids count from 1 through all lots.
+    pub(super) async fn audit(&mut self, lots: &[Published]) -> anyhow::Result<Audit> {
+        let jobs: u64 = lots.iter().map(|lot| lot.jobs).sum();
+        let ended = self.runners.len() as u64 + jobs;
         let deadline = Instant::now() + STILL_MAX;
         self.ledger.read().await?;
         // A job that went back has more events than four, so some may still run.
@@ -145,7 +168,7 @@ impl Fleet {
         }
         let starts = counts(&started);
         let (mut lost, mut doubled, mut requeued) = (0, 0, 0);
-        for id in 1..=published.jobs {
+        for id in 1..=jobs {
             let life = self.ledger.life(id);
             let starts = starts.get(&id).copied().unwrap_or(0);
             // Ended well by the events, and run by a runner: both, or it is lost.
@@ -154,9 +177,17 @@ impl Fleet {
             requeued += u64::from(life.requeued);
         }
         received.retain(|(id, _)| *id < PROBE_ID);
-        let first_ms: u64 = published.first_entry.split('-').next().unwrap_or_default().parse()?;
+        let mut first_ms = u64::MAX;
+        for lot in lots {
+            first_ms = first_ms.min(lot.first_ms()?);
+        }
         let span = Duration::from_millis(self.ledger.last_end_ms.saturating_sub(first_ms));
         Ok(Audit { lost, doubled, requeued, received, span })
+    }
+
+    /// The life of one job, once there was an audit.
+    pub(super) fn life(&self, id: u64) -> Life {
+        self.ledger.life(id)
     }
 
     /// Ends all of it: runners first, as their pods must hear them out.
@@ -201,7 +232,7 @@ fn own_tag(number: usize) -> String {
 // === impl Runner ===
 
 impl Runner {
-    async fn start(rig: &Rig, pod: &Pod, number: usize, slots: u32) -> anyhow::Result<Self> {
+    async fn start(rig: &Rig, pod: &Pod, number: usize, size: Size) -> anyhow::Result<Self> {
         let registered = rig.register(1 + number as u64, &RunnerArgs::with_tags(&[TAG, &own_tag(number)])).await?;
         let [received, started] =
             ["received", "started"].map(|what| rig.scratch.path().join(format!("{what}-{number}")));
@@ -211,7 +242,8 @@ impl Runner {
             format!("--url={}", pod.grpc_url),
             format!("--token-file={}", registered.token_file.display()),
             format!("--name=runner-{number}"),
-            format!("--slots={slots}"),
+            format!("--slots={}", size.slots),
+            format!("--job-us={}", size.job_time.as_micros()),
             format!("--received={}", received.display()),
             format!("--started={}", started.display()),
         ];
@@ -225,14 +257,17 @@ impl Runner {
 
 impl Jobs {
     fn publisher_args(&self, rig: &Rig) -> Vec<String> {
-        let mut args = vec!["bench-load".to_owned(), "publish".to_owned(), "--first-id=1".to_owned()];
+        let mut args = vec!["bench-load".to_owned(), "publish".to_owned()];
         args.extend([
+            format!("--first-id={}", self.first_id),
             format!("--jobs={}", self.count),
             format!("--rate={}", self.rate),
+            format!("--first-tenant={}", self.first_tenant),
             format!("--tenants={}", self.tenants),
             format!("--projects={}", self.projects),
             format!("--payload-bytes={}", self.payload_bytes),
         ]);
+        args.extend(self.in_blocks.then(|| "--in-blocks".to_owned()));
         args.extend(self.hop_stream.as_ref().map(|stream| format!("--hop-stream={stream}")));
         args.extend(rig.args.flags());
         args

@@ -1,5 +1,7 @@
 //! How long from the `XADD` until a runner has the job, with runners idle; and the floor below it.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use serde::Serialize;
 
@@ -58,7 +60,8 @@ struct Measured {
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     args.common.say("starting redis, pods and runners");
     let rig = Rig::start(args.common.redis_url.as_deref(), false).await?;
-    let mut fleet = Fleet::start(rig, Size { pods: args.pods.into(), runners: 2, slots: 50 }).await?;
+    let mut fleet =
+        Fleet::start(rig, Size { pods: args.pods.into(), runners: 2, slots: 50, job_time: Duration::ZERO }).await?;
     let hop_stream = format!("{}:{HOP_STREAM}", fleet.rig.config.key_prefix);
     let hop_records = fleet.rig.scratch.path().join("hop");
     let mut hop_args = vec!["bench-load".to_owned(), "hop".to_owned(), format!("--stream={hop_stream}")];
@@ -68,16 +71,19 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     ensure!(hop.line().await? == "ready", "the hop reader is out of step");
 
     let jobs = Jobs {
+        first_id: 1,
         count: args.warm_up + args.jobs,
         rate: args.rate,
+        first_tenant: 1,
         tenants: 20,
+        in_blocks: false,
         projects: 3,
         payload_bytes: args.payload_bytes,
         hop_stream: Some(hop_stream),
     };
     let bar = args.common.bar(jobs.count, "jobs");
     let published = fleet.run(&jobs, &bar).await?;
-    let audit = fleet.audit(&published).await?;
+    let audit = fleet.audit(std::slice::from_ref(&published)).await?;
     bar.finish_and_clear();
     hop.tell(REPORT).await?;
     ensure!(hop.line().await? == "reported", "the hop reader is out of step");

@@ -60,6 +60,12 @@ struct PublishArgs {
     rate: f64,
     #[arg(long)]
     tenants: u64,
+    /// The first of the tenants.
+    #[arg(long, default_value_t = 1)]
+    first_tenant: u64,
+    /// All jobs of a tenant before the next one's; else tenants take turns.
+    #[arg(long)]
+    in_blocks: bool,
     /// Of each tenant.
     #[arg(long)]
     projects: u64,
@@ -91,6 +97,9 @@ struct RunArgs {
     name: Name,
     #[arg(long)]
     slots: u32,
+    /// How long a job lasts.
+    #[arg(long, default_value_t = 0)]
+    job_us: u64,
     #[arg(long)]
     received: PathBuf,
     #[arg(long)]
@@ -116,9 +125,10 @@ struct Sent {
     sent_ns: u64,
 }
 
-/// Ends every job at once, and notes what it saw.
+/// Ends every job after its time, and notes what it saw.
 struct Noting {
     notes: Arc<Notes>,
+    job_time: Duration,
 }
 
 /// (job, ns from its publishing) of each job received, and of each one started.
@@ -232,7 +242,8 @@ async fn run_jobs(args: RunArgs) -> anyhow::Result<()> {
     let options = Options::new(args.url, token.into(), args.name, args.slots);
     let shutdown = Shutdown::default();
     let notes = Arc::new(Notes::default());
-    let mut runner = tokio::spawn(client::run(options, Noting { notes: Arc::clone(&notes) }, shutdown.clone()));
+    let executor = Noting { notes: Arc::clone(&notes), job_time: Duration::from_micros(args.job_us) };
+    let mut runner = tokio::spawn(client::run(options, executor, shutdown.clone()));
     output::line("ready")?;
     let mut orders = orders();
     loop {
@@ -253,6 +264,14 @@ async fn run_jobs(args: RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits on this thread for as long as a job lasts, to about 0.1 ms.
+fn last(job_time: Duration) {
+    let begun = std::time::Instant::now();
+    while let Some(left) = job_time.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
+    }
+}
+
 fn orders() -> Orders {
     output::lines_of(BufReader::new(std::io::stdin()))
 }
@@ -267,13 +286,28 @@ async fn told(orders: &mut Orders, order: &str) -> anyhow::Result<bool> {
     Ok(false)
 }
 
+// === impl Published ===
+
+impl Published {
+    /// When the first job came to the inbox, in Unix ms of Redis' clock.
+    pub(super) fn first_ms(&self) -> anyhow::Result<u64> {
+        self.first_entry.split('-').next().unwrap_or_default().parse().context("an entry id is malformed")
+    }
+}
+
 // === impl PublishArgs ===
 
 impl PublishArgs {
     /// The data of one job, stamped with now.
     fn data(&self, id: u64) -> String {
-        let tenant = id % self.tenants + 1;
-        let project = tenant * 10_000 + id / self.tenants % self.projects;
+        let (turn, nth) = if self.in_blocks {
+            let of_each = self.jobs.div_ceil(self.tenants);
+            ((id - self.first_id) / of_each, (id - self.first_id) % of_each)
+        } else {
+            (id % self.tenants, id / self.tenants)
+        };
+        let tenant = self.first_tenant + turn;
+        let project = tenant * 10_000 + nth % self.projects;
         let head = format!(
             r#"{{"id":{id},"project_id":{project},"namespace_ids":[{tenant}],"tags":["bench"],"payload":{{"sent_ns":{},"pad":""#,
             now_ns()
@@ -305,7 +339,14 @@ impl Executor for Noting {
 
     async fn run(&self, job: JobContext) -> Outcome {
         match Self::note(&self.notes.started, &job.assignment) {
-            Ok(()) => Outcome::success(),
+            Ok(()) => {
+                if !self.job_time.is_zero() {
+                    // In a thread of its own: tokio's timer has a grain of 1 ms, which is much of a short job.
+                    let job_time = self.job_time;
+                    tokio::task::spawn_blocking(move || last(job_time)).await.expect("it does not panic");
+                }
+                Outcome::success()
+            }
             Err(reason) => Outcome::failed(1, reason),
         }
     }

@@ -75,12 +75,16 @@ struct Measured {
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     args.common.say("starting redis, pods and runners");
     let rig = Rig::start(args.common.redis_url.as_deref(), args.append_only).await?;
-    let size = Size { pods: args.pods.into(), runners: args.runners.into(), slots: args.slots };
+    let size =
+        Size { pods: args.pods.into(), runners: args.runners.into(), slots: args.slots, job_time: Duration::ZERO };
     let mut fleet = Fleet::start(rig, size).await?;
     let jobs = Jobs {
+        first_id: 1,
         count: args.jobs,
         rate: 0.0,
+        first_tenant: 1,
         tenants: args.tenants,
+        in_blocks: false,
         projects: args.projects,
         payload_bytes: args.payload_bytes,
         hop_stream: None,
@@ -90,7 +94,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let published = fleet.run(&jobs, &bar).await?;
     // Before the audit, which makes Redis work.
     let after = (redis_cpu(&fleet.rig.redis).await?, pods_cpu(&fleet)?, scripts(&fleet.rig.redis).await?);
-    let audit = fleet.audit(&published).await?;
+    let audit = fleet.audit(std::slice::from_ref(&published)).await?;
     bar.finish_and_clear();
     fleet.end().await?;
 
