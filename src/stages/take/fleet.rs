@@ -62,6 +62,8 @@ struct Class {
     lanes: Vec<Vec<LaneId>>,
     /// Per partition, takes under way.
     asking: Vec<u32>,
+    /// Per partition, where in `lanes` the next take begins, so that those beyond what one take asks get their turn.
+    next: Vec<usize>,
 }
 
 // === impl Member ===
@@ -227,24 +229,29 @@ impl Fleet {
         }
     }
 
-    /// A class with a free slot and lanes to ask for it, at most `max` of them.
+    /// A class with a free slot and lanes to ask for it, at most `max` of them, those that were asked longest ago first.
     pub(super) fn class_to_ask(
-        &self,
+        &mut self,
         partition: u16,
         may_have_work: impl Fn(LaneId) -> bool,
         max: usize,
     ) -> Option<(ClassId, Vec<LaneId>)> {
         let number = usize::from(partition);
         // Highest runner priority first: lower classes get what is left over.
-        self.order.iter().find_map(|id| {
+        let (id, next, lanes) = self.order.iter().find_map(|id| {
             let class = self.class(*id);
             if class.asking[number] > 0 || class.free.is_empty() {
                 return None;
             }
-            let lanes = class.lanes[number].iter().copied();
-            let lanes: Vec<LaneId> = lanes.filter(|id| may_have_work(*id)).take(max).collect();
-            (!lanes.is_empty()).then_some((*id, lanes))
-        })
+            let (before, after) = class.lanes[number].split_at(class.next[number].min(class.lanes[number].len()));
+            let in_turn = after.iter().chain(before).copied().enumerate();
+            let found: Vec<_> = in_turn.filter(|(_, lane)| may_have_work(*lane)).take(max).collect();
+            let (last, _) = found.last()?;
+            let next = (before.len() + last + 1) % class.lanes[number].len();
+            Some((*id, next, found.into_iter().map(|(_, lane)| lane).collect()))
+        })?;
+        self.class_mut(id).next[number] = next;
+        Some((id, lanes))
     }
 
     /// Offers up to `max` free slots of a class, those of the session with the most free ones first.
@@ -343,6 +350,7 @@ impl Fleet {
             members: BTreeSet::new(),
             free: BTreeSet::new(),
             asking: vec![0; lanes.len()],
+            next: vec![0; lanes.len()],
         };
         self.classes.insert(id, new);
         self.class_ids.insert(class, id);

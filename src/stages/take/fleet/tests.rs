@@ -104,3 +104,28 @@ fn a_slot_for_a_new_job_is_of_a_class_that_has_nothing_else_to_take() {
     assert_eq!(fleet.offer(class, 0, 1).len(), 1);
     assert!(fleet.slot_for(0, &[id], |_| true).is_none(), "a take is under way");
 }
+
+#[test]
+fn of_more_lanes_than_one_take_asks_each_has_its_turn() {
+    let capability = Capability::default();
+    let mut lanes = Lanes::default();
+    let ids: BTreeSet<_> = (0..40)
+        .map(|n| {
+            let capability = Capability { tags: TagSet::new([format!("t{n}")]).expect("a tag"), ..capability.clone() };
+            lanes.insert(
+                crate::runner::Lane { scope: Scope::Instance, fingerprint: capability.fingerprint() },
+                capability,
+            )
+        })
+        .collect();
+    let mut one = opened(SessionId::next(), "a", 1);
+    one.record.tags = TagSet::new((0..40).map(|n| format!("t{n}"))).expect("tags");
+    let (lanes, mut fleet) = (vec![lanes], Fleet::default());
+    fleet.open(one, &lanes);
+    let mut ask = |has_work: &dyn Fn(LaneId) -> bool| fleet.class_to_ask(0, has_work, 32).expect("lanes").1;
+    let (first, second) = (ask(&|_| true), ask(&|_| true));
+    assert_eq!((first.len(), second.len()), (32, 32));
+    assert_eq!(first.iter().chain(&second).copied().collect::<BTreeSet<_>>(), ids, "all lanes in two takes");
+    assert!(!first.contains(&second[0]), "those left out come first");
+    assert_eq!(ask(&|lane| lane == second[5]), [second[5]], "wherever it stands");
+}
