@@ -1,7 +1,8 @@
 -- fan_out: put pending jobs into their buckets and wake who waits for them, or hand them to a free slot at once.
 --
 -- Called by stage `fan_out` once per batch of the inbox and partition. Safe to repeat: a job that is here, or
--- ended within the last `ended_ttl`, is KNOWN and only wakes again.
+-- ended within the last `ended_ttl`, is KNOWN. It wakes again, or is answered as handed over again, and what an error
+-- cut off is completed.
 -- Refused when Redis is out of memory: a full Redis must be able to drain, not to fill.
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods

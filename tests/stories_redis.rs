@@ -105,15 +105,14 @@ async fn a_slot_is_free_for_what_is_queued_while_a_full_redis_refuses_the_job_it
     let (mut first, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
     installation.job(1, json!({})).await;
     assert_eq!(first.assign().await.lease.expect("a lease").job_id, 1);
+    let empty_takes = async || {
+        let (_, metrics) = pod.admin("/metrics").await;
+        let line = metrics.lines().find(|line| line.contains("takes_total{outcome=\"empty\"}"))?;
+        line.split(' ').next_back()?.parse::<u64>().ok()
+    };
+    let before = empty_takes().await.expect("a count");
     let (mut second, _) = Raw::open(&pod.url, 1, raw::hello("s_2", 1)).await;
-    let waiting = format!("{{{}:0}}:waiting:*", installation.config.key_prefix);
-    installation
-        .until("the pod waits", async || {
-            let keys = installation.command("KEYS", &[&waiting]).await.into_array().expect("keys");
-            (!keys.is_empty()).then_some(())
-        })
-        .await;
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    installation.until("the pod waits", async || (empty_takes().await? > before).then_some(())).await;
 
     // Rails cannot publish to a full Redis: the message is there before it is full, and applied only after that.
     installation.command("ACL SETUSER", &["default", "-evalsha"]).await;
@@ -125,7 +124,12 @@ async fn a_slot_is_free_for_what_is_queued_while_a_full_redis_refuses_the_job_it
             (pending.into_array().expect("a summary")[0].as_u64().ok()? == 1).then_some(())
         })
         .await;
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    installation
+        .until("the call is denied", async || {
+            let denied = installation.command("ACL LOG", &[]).await.into_array().ok()?;
+            (!denied.is_empty()).then_some(())
+        })
+        .await;
     installation.command("CONFIG SET", &["maxmemory", "1"]).await;
     installation.command("ACL SETUSER", &["default", "+evalsha"]).await;
     assert!(installation.in_inbox(&entry).await, "it is refused");
