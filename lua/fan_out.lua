@@ -9,7 +9,7 @@
 -- ARGV[1]  pod             who calls; woken through the answer, not by mail
 -- ARGV[2]  accept_ms       how long a runner has to accept a job that is handed over
 -- ARGV[3]  n               how many slots come along
--- ARGV[4…] per slot, 5:    id of the job that it is for, scope, lease id, runner id, system id. The pod has matched them
+-- ARGV[4…] per slot, 6:    id of the job that it is for, scope, rank, lease id, runner id, system id. The pod has matched them
 -- then     per job, 10:    id, inbox entry id, project id, facts ('<tenant key> <instance_runners> <group_runners>
 --                          <namespaces joined by ','>'; 0 or 1), fingerprint, capability as JSON, priority, queued_at_ms,
 --                          max_attempts, order (a line of JSON for the pod that hands it out, then the payload)
@@ -23,7 +23,7 @@
 
 local me, accept_ms, n_slots = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local FIELDS = 10
-local FIRST = 4 + 5 * n_slots
+local FIRST = 4 + 6 * n_slots
 local outcomes, changed, mine, handed, woken = {}, {}, {}, {}, {}
 
 -- Which jobs are not here yet. Few batches have any that are: one look tells for most.
@@ -109,14 +109,14 @@ local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_a
   wake_for(fp, project_id, me, woken, mine)
 end
 
-local slot_of = {} -- job -> where its slot begins: lease id, runner id, system id; the scope is before them
-for at = FIRST - 3, 6, -5 do slot_of[ARGV[at - 2]] = at end
+local slot_of = {} -- job -> where its slot begins: lease id, runner id, system id; the scope and the rank are before them
+for at = FIRST - 3, 7, -6 do slot_of[ARGV[at - 3]] = at end
 
--- Whether a new job may go to its slot at once: nobody stands before it, and nothing holds it up.
-local function is_next(scope, name, project_id, fp)
-  if indexed[name] or not in_scope(project_id, scope) or call('EXISTS', lane_key(scope .. ':' .. fp)) == 1 then
-    return false
-  end
+-- Whether a new job may go to its slot at once: nobody stands before it, no better slot waits, and nothing holds it up.
+local function is_next(scope, rank, name, project_id, fp)
+  local lane = scope .. ':' .. fp
+  if indexed[name] or not in_scope(project_id, scope) or call('EXISTS', lane_key(lane)) == 1 then return false end
+  if is_anothers(lane, me, rank) then return false end
   local tenant = project(project_id).tenant
   return scope ~= 'instance' or not tenant_capped(tenant) and not project_capped(tenant, project_id)
 end
@@ -129,7 +129,7 @@ local function hand_over(slot, id, name, project_id, fp, capability, queued_at_m
   local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
   call('XREADGROUP', 'GROUP', GROUP, me, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
   if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
-  assign(id, '1', ARGV[slot - 1], project_id, slot, me, due, 'place', name .. ' ' .. entry_id,
+  assign(id, '1', ARGV[slot - 2], project_id, slot, me, due, 'place', name .. ' ' .. entry_id,
     'tenant', project(project_id).tenant)
   handed[#handed + 1] = ARGV[slot]
 end
@@ -171,7 +171,7 @@ for first = FIRST, #ARGV, FIELDS do
     again(slot, id, project_id, fp)
   else
     outcomes[#outcomes + 1] = OK
-    if slot and is_next(ARGV[slot - 1], name, project_id, fp) then
+    if slot and is_next(ARGV[slot - 2], tonumber(ARGV[slot - 1]), name, project_id, fp) then
       hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts)
     else
       enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts)

@@ -6,21 +6,21 @@
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who takes
 -- ARGV[2]  accept_ms       how long the runner has to accept
--- ARGV[3]  rank            the pod's place among those that wait; lowest is woken first
+-- ARGV[3]  rank            of its class; a lane in which a pod of a lower rank waits is left to that one
 -- ARGV[4]  n               how many lanes
 -- ARGV[5…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
 -- then     per free slot, 3: lease id, runner id, system id; none: pass a wake on
 --
 -- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}. Slots left over: the pod now waits in every
---         lane asked. Lanes: those in which the pod itself was the best one waiting when all slots were full and work
---         was left. Tenants of equal share go by the head of the bucket that stands first; that may be outdated
---         where its project has started jobs from another lane since.
+--         lane asked; none left: in none of them. Lanes: those to ask again, as work is left that the index hid.
+--         Tenants of equal share go by the head of the bucket that stands first; that may be outdated where its
+--         project has started jobs from another lane since.
 -- Cost O(slots · log tenants + lanes)
 --
 -- flags: allow-oom
 -- uses: base event score wake project bucket order index count job assign
 
-local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local first_slot = 5 + n_lanes
 local n_slots = (#ARGV - first_slot + 1) / 3
 local took = P .. 'took:' .. (ARGV[first_slot] or '')
@@ -122,7 +122,9 @@ jobs = {}
 local heads, scope_of, fp_of = {}, {}, {}
 for i = 5, first_slot - 1 do
   local lane = ARGV[i]
-  heads[lane] = order_of(lane_key(lane), AHEAD)
+  local list = order_of(lane_key(lane), AHEAD)
+  if n_slots > 0 and list[1] and is_anothers(lane, me, rank) then list = {} end
+  heads[lane] = list
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
 end
 
@@ -146,10 +148,13 @@ if ids[1] then call('SET', took, table.concat(ids, ' '), 'PX', TOOK_MS) end
 
 local mine = {}
 for lane, list in pairs(heads) do
-  if #jobs < n_slots and not list[1] then
-    call('ZADD', P .. 'waiting:' .. lane, rank, me)
-  elseif list[1] and (#jobs < n_slots or wake_one(lane, me)) then
+  if #jobs == n_slots then
+    call('ZREM', P .. 'waiting:' .. lane, me)
+    if list[1] then wake_one(lane, me) end
+  elseif list[1] then
     mine[#mine + 1] = lane
+  else
+    call('ZADD', P .. 'waiting:' .. lane, rank, me)
   end
 end
 return with_orders(jobs, mine)

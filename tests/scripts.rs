@@ -105,7 +105,7 @@ async fn queue_with_slot(world: &World, entry: u64, job: PendingJob) -> (bool, L
     let offer = offers(1).remove(0);
     let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
     let lane = Lane { scope: Scope::Instance, fingerprint: job.capability.fingerprint() };
-    let slot = HandOver { job_id: job.id, lane, offer };
+    let slot = HandOver { job_id: job.id, lane, rank: 0, offer };
     let entry = (format!("{entry}-0"), job);
     let done = world.partition.fan_out(&name("pod"), &[entry], ACCEPT, &[slot]).await.expect("fans out");
     assert_eq!(done.outcomes, [Outcome::Ok]);
@@ -171,7 +171,7 @@ async fn a_hand_over_that_failed_half_way_is_completed_by_the_same_call() {
     let (job, offer) = (job(2), offers(1).remove(0));
     let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
     let running = format!("{}running:{}", world.prefix, job.tenant.key());
-    let slot = [HandOver { job_id: job.id, lane: instance_lane(), offer }];
+    let slot = [HandOver { job_id: job.id, lane: instance_lane(), rank: 0, offer }];
     let entry = [("1790000000000-0".to_owned(), job)];
     let pod = name("pod");
     let fan_out = || world.partition.fan_out(&pod, &entry, ACCEPT, &slot);
@@ -196,7 +196,7 @@ async fn a_hand_over_that_could_not_be_told_leaves_nothing_in_its_bucket() {
     world.command("SET", &[&events, "of another type"]).await;
     let (job, offer) = (job(2), offers(1).remove(0));
     let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
-    let slot = [HandOver { job_id: job.id, lane: instance_lane(), offer }];
+    let slot = [HandOver { job_id: job.id, lane: instance_lane(), rank: 0, offer }];
     let entry = [("1790000000000-0".to_owned(), job)];
     let pod = name("pod");
     let fan_out = || world.partition.fan_out(&pod, &entry, ACCEPT, &slot);
@@ -236,7 +236,7 @@ async fn every_call_of_a_life_repeated_changes_nothing_more() {
     let away = take(&world, 1).await;
     assert_eq!(start(&world, away[0].lease).await, Outcome::Ok);
     let with_slot = [("1780000000001-0".to_owned(), job(2))];
-    let slot = [HandOver { job_id: with_slot[0].1.id, lane: instance_lane(), offer: offers(1).remove(0) }];
+    let slot = [HandOver { job_id: with_slot[0].1.id, lane: instance_lane(), rank: 0, offer: offers(1).remove(0) }];
     let first = world.partition.fan_out(&name("pod"), &with_slot, ACCEPT, &slot).await.expect("fans out");
     let handed = world.snapshot().await;
     let again = world.partition.fan_out(&name("pod"), &with_slot, ACCEPT, &slot).await.expect("fans out");
@@ -600,6 +600,43 @@ async fn a_pod_that_was_silent_for_a_while_gets_its_mail_and_another_is_woken_to
     world.queue(job(1)).await;
     assert!(mailed(&world, "silent").await.contains("wake"), "it may be back, and would wait for ever");
     assert!(mailed(&world, "other").await.contains("wake"), "the silent one may be dead");
+}
+
+#[tokio::test]
+async fn a_lane_in_which_a_better_pod_waits_is_left_to_it_until_it_is_full() {
+    let world = instance_world().await;
+    world.heartbeat("better").await;
+    let take_as = async |pod: &str, rank: i64, n: usize| {
+        let answer = world.partition.take(&name(pod), ACCEPT, rank, &[instance_lane()], &offers(n)).await;
+        ids(&answer.expect("takes").0)
+    };
+    assert!(take_as("pod", 0, 1).await.is_empty() && take_as("better", -1, 2).await.is_empty(), "both wait");
+    world.queue(job(1)).await;
+    assert!(mailed(&world, "better").await.contains("wake"));
+    assert!(take_as("pod", 0, 1).await.is_empty(), "it is the better one's");
+    assert!(!queue_with_slot(&world, 1_790_000_000_000, job(2)).await.0, "nor is it handed over");
+    world.queue(job(3)).await;
+    assert_eq!(take_as("better", -1, 2).await, [1, 2]);
+    assert!(mailed(&world, "pod").await.contains("wake"), "the better one is full");
+    assert_eq!(take_as("pod", 0, 2).await, [3]);
+    // Equals do not wait for each other.
+    assert!(take_as("better", 0, 1).await.is_empty());
+    assert!(queue_with_slot(&world, 1_790_000_000_001, job(4)).await.0);
+    world.queue(job(5)).await;
+    assert_eq!(take_as("pod", 0, 1).await, [5]);
+}
+
+#[tokio::test]
+async fn equals_that_wait_are_woken_in_turns() {
+    let world = instance_world().await;
+    for pod in ["a", "b"] {
+        world.heartbeat(pod).await;
+        world.partition.take(&name(pod), ACCEPT, 0, &[instance_lane()], &offers(1)).await.expect("takes");
+    }
+    world.queue(job(1)).await;
+    assert!(!mailed(&world, "b").await.contains("wake"));
+    world.queue(job(2)).await;
+    assert!(mailed(&world, "b").await.contains("wake"), "the first one may be dead");
 }
 
 #[tokio::test]

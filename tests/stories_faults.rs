@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use job_router::job::LeaseId;
 use job_router::proto::router_message::Kind as Down;
 use job_router::proto::{self, Welcome};
+use job_router::redis::Reply;
 use serde_json::json;
 use support::net::Balancer;
 use support::pods::{Installation, Noting};
@@ -26,11 +27,13 @@ async fn a_declined_job_keeps_its_place_and_goes_to_another_runner_at_once() {
     let (a, b) = (installation.pod("a").await, installation.pod("b").await);
     installation.register(1, json!({})).await;
     let (mut first, _) = Raw::open(&a.url, 1, raw::hello("s_1", 1)).await;
-    for id in 1..=3 {
-        installation.job(id, json!({})).await;
-    }
+    // Two pods read the inbox: what comes together may be queued in any order.
+    installation.job(1, json!({})).await;
     let assign = first.assign().await;
-    installation.until_events("job.queued", 3).await;
+    for id in 2..=3 {
+        installation.job(id, json!({})).await;
+        installation.until_events("job.queued", id as usize).await;
+    }
     let (mut second, _) = Raw::open(&b.url, 1, raw::hello("s_2", 0)).await;
     first.say(raw::declined(assign.lease.as_ref().expect("a lease"))).await;
     installation.until_events("job.requeued", 1).await;
@@ -242,6 +245,68 @@ async fn what_two_pods_share_is_pushed_wherever_a_slot_is_free() {
     assert_eq!(seen.0 + seen.1, 200);
     a.stop().await;
     b.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_go_to_a_runner_of_lower_priority_on_another_pod_only_while_the_higher_ones_are_full() {
+    const SLOTS: u32 = 5;
+    let installation = Installation::new().await;
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    installation.register(1, json!({"priority": 1})).await;
+    installation.register(2, json!({"priority": 0})).await;
+    let (mut high, _) = Raw::open(&a.url, 1, raw::hello("s_1", SLOTS)).await;
+    let (mut low, _) = Raw::open(&b.url, 2, raw::hello("s_2", SLOTS)).await;
+    let prefix = format!("{{{}:0}}:", installation.config.key_prefix);
+    let ranks = async || {
+        let lanes = installation.command("HKEYS", &[&format!("{prefix}lanes")]).await.into_array().ok()?;
+        let instance = lanes.iter().filter_map(|lane| lane.as_str().ok()).find(|lane| lane.starts_with("instance:"))?;
+        let waiting = format!("{prefix}waiting:{instance}");
+        let scores = installation.command("ZMSCORE", &[&waiting, "a", "b"]).await.into_array().ok()?;
+        let rank = |score: &Reply| Some(score.as_str().ok()?.parse::<f64>().ok()?.floor());
+        Some(scores.iter().map(rank).collect::<Vec<Option<f64>>>())
+    };
+    let waits = [Some(-1.0), Some(0.0)];
+    // The lane is new with the first job, which goes to whoever asks first.
+    installation.job(1, json!({})).await;
+    let (runner, assign) =
+        tokio::select! { one = high.assign() => (&mut high, one), one = low.assign() => (&mut low, one) };
+    let lease = runner.accept(&assign).await;
+    runner.say(raw::finished(&lease)).await;
+    runner.say(raw::slots(SLOTS, u64::MAX)).await;
+    installation.until("both wait", async || (ranks().await? == waits).then_some(())).await;
+    for round in 0..100 {
+        // So many that one is left when all slots are full; so a pod that waits again has counted its slots anew.
+        let first_id = 2 + round * (2 * u64::from(SLOTS) + 1);
+        let last_id = first_id + 2 * u64::from(SLOTS);
+        for id in first_id..=last_id {
+            installation.job(id, json!({})).await;
+        }
+        let mut to_high = Vec::new();
+        let mut to_low = Vec::new();
+        // Should one too many go to the lower one, the higher one's is waited for in vain.
+        while to_high.len() < SLOTS as usize {
+            to_high.push(high.assign().await);
+        }
+        while to_low.len() < SLOTS as usize {
+            to_low.push(low.assign().await);
+        }
+        installation.until("none waits", async || ranks().await?.iter().all(Option::is_none).then_some(())).await;
+        let assigned = to_high.iter().chain(&to_low).filter_map(|assign| Some(assign.lease.as_ref()?.job_id));
+        let assigned: Vec<u64> = assigned.collect();
+        let left = (first_id..=last_id).find(|id| !assigned.contains(id)).expect("one more than slots");
+        installation.publish("job.canceled", json!({"id": left, "tenant": "ns:1", "reason": "no slot"})).await;
+        installation.until_inbox_empty().await;
+        for (runner, assigns) in [(&mut high, to_high), (&mut low, to_low)] {
+            for assign in &assigns {
+                let lease = runner.accept(assign).await;
+                runner.say(raw::finished(&lease)).await;
+            }
+            runner.say(raw::slots(SLOTS, u64::MAX)).await;
+        }
+        installation.until("both wait", async || (ranks().await? == waits).then_some(())).await;
+    }
+    a.stop().await;
+    b.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,28 +1,45 @@
 -- wake: hand work to a pod that waits for it.
 --
--- A pod that found nothing in a lane stands in waiting:<lane>, best first. Who adds a job takes it out
--- and wakes it; a woken pod takes, or passes the wake on. So no wake is lost while its pod lives, and
+-- waiting:<lane>  zset  pods with a free slot; score: its rank, lowest first, and a little more for each wake since it came
+--
+-- A pod that has slots left over when it has looked at a lane stands in it until a take fills its slots, or it passes a wake
+-- on. Who adds a job wakes the best one, which takes, or passes the wake on. So no wake is lost while its pod lives, and
 -- `recover` passes on those of a dead pod.
 
 local SILENT_AFTER_MS = 5000 -- a pod this silent may be dead: others are woken too
 
--- Mail for one pod that is known: it may be late, but reads its mail when it is back; if it is buried, its wakes are passed
--- on. Answers whether it has been heard of lately.
+local WOKEN = 1 / 1048576 -- who was woken goes behind its equals: the next wake is another's
+
+-- Mail for one pod: it may be late, but reads its mail when it is back; if it is buried, its wakes are passed on. Answers
+-- whether it has been heard of lately; nil: it is not known.
 local function mail(pod, ...)
   local seen = call('ZSCORE', KEYS[2], pod)
-  if not seen then return false end
+  if not seen then return nil end
   call('XADD', P .. 'mail:' .. pod, 'MAXLEN', '~', 10000, '*', ...)
   return NOW - seen <= SILENT_AFTER_MS
 end
 
--- Takes the best waiting pod of a lane and wakes it. `me` is not mailed: it is answered true instead.
+-- Wakes the best pod that waits in a lane. `me` is not mailed: it is answered true instead.
 local function wake_one(lane, me)
   local waiting = P .. 'waiting:' .. lane
   for _ = 1, STEPS do
-    local best = call('ZPOPMIN', waiting)
-    if not best[1] then return false end
-    if best[1] == me then return true end
-    if mail(best[1], 'type', 'wake', 'lane', lane) then return false end
+    local best = call('ZRANGE', waiting, 0, 0)[1]
+    if not best then return false end
+    if best == me then return true end
+    local lately = mail(best, 'type', 'wake', 'lane', lane)
+    if lately then
+      call('ZINCRBY', waiting, WOKEN, best)
+      return false
+    end
+    call('ZREM', waiting, best) -- if it is back, it reads its mail, or the lanes anew
   end
   return false
+end
+
+-- Whether a pod of a better rank waits in a lane: what is there is for that one, which has been woken, until it is full.
+local function is_anothers(lane, me, rank)
+  local best = call('ZRANGE', P .. 'waiting:' .. lane, 0, 0, 'WITHSCORES')
+  if not best[1] or best[1] == me or math.floor(best[2]) >= rank then return false end
+  local seen = call('ZSCORE', KEYS[2], best[1])
+  return seen and NOW - seen <= SILENT_AFTER_MS
 end

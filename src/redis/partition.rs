@@ -45,6 +45,8 @@ pub struct HandOver {
     pub job_id: JobId,
     /// One of its lanes, in which the slot's runner may take it.
     pub lane: Lane,
+    /// The rank of the slot's class; see [`Partition::take`].
+    pub rank: i64,
     /// The slot.
     pub offer: Offer,
 }
@@ -258,10 +260,10 @@ impl Partition {
         accept_timeout: Duration,
         slots: &[HandOver],
     ) -> Result<FannedOut, RedisError> {
-        let mut args = Vec::with_capacity(3 + slots.len() * 5 + jobs.len() * 10);
+        let mut args = Vec::with_capacity(3 + slots.len() * 6 + jobs.len() * 10);
         args.extend([pod.as_str().into(), ms(accept_timeout), (slots.len() as u64).into()]);
-        for HandOver { job_id, lane, offer } in slots {
-            args.extend([job_id.0.into(), lane.scope.to_string().into()]);
+        for HandOver { job_id, lane, rank, offer } in slots {
+            args.extend([job_id.0.into(), lane.scope.to_string().into(), (*rank).into()]);
             push_offer(&mut args, offer);
         }
         for (entry_id, job) in jobs {
@@ -277,7 +279,7 @@ impl Partition {
     }
 
     /// `take`: takes jobs of these lanes for these slots; with no slots, passes a wake on. Also answers the lanes to
-    /// ask again.
+    /// ask again. A lane in which a pod of a lower `rank` waits is left to that one.
     pub async fn take(
         &self,
         pod: &Name,

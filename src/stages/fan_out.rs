@@ -250,7 +250,7 @@ impl FanOut {
     async fn slots_done(&self, number: u16, jobs: &[(String, PendingJob)], slots: &mut Vec<Slot>, handed: &[LeaseId]) {
         let of_these = slots.extract_if(.., |slot| jobs.iter().any(|(_, job)| job.id == slot.hand_over.job_id));
         let done = of_these.map(|slot| {
-            let HandOver { job_id, lane, offer } = &slot.hand_over;
+            let HandOver { job_id, lane, offer, .. } = &slot.hand_over;
             let handed = handed.contains(&offer.lease_id);
             let entry = jobs.iter().find(|(_, job)| handed && job.id == *job_id);
             let job = entry.map(|(entry_id, job)| TakenJob::handed_over(entry_id, job, *lane, offer.lease_id));

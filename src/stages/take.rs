@@ -60,6 +60,7 @@ pub struct Inputs {
 struct Asked {
     partition: u16,
     by: By,
+    rank: i64,
     lanes: Vec<Lane>,
     offers: Vec<(Offer, SessionId)>,
 }
@@ -254,7 +255,7 @@ impl Take {
             for batch in lanes.chunks(LANES_MAX) {
                 metrics().wakes_total.of(labels::Wake::PassedOn).increment(batch.len() as u64);
                 let lanes = batch.to_vec();
-                self.ask(Asked { partition, by: By::PassingOn, lanes, offers: Vec::new() });
+                self.ask(Asked { partition, by: By::PassingOn, rank: 0, lanes, offers: Vec::new() });
             }
         }
     }
@@ -271,9 +272,9 @@ impl Take {
         }
         let known = &self.lanes[usize::from(partition)];
         let found = self.fleet.slot_for(partition, &known.ids(lanes), |lane| known.is_waiting(lane))?;
-        let (lane, (session, runner_id, system_id)) = found;
+        let (lane, rank, (session, runner_id, system_id)) = found;
         let offer = Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id };
-        Some(Slot { session, hand_over: HandOver { job_id, lane: known.get(lane).0, offer } })
+        Some(Slot { session, hand_over: HandOver { job_id, lane: known.get(lane).0, rank, offer } })
     }
 
     /// What became of the slots that were found for new jobs.
@@ -303,14 +304,15 @@ impl Take {
     /// A class with free slots and a lane that may have work for them.
     fn next_ask(&mut self, partition: u16) -> Option<Asked> {
         let known = &mut self.lanes[usize::from(partition)];
-        let (class, ids) = self.fleet.class_to_ask(partition, |id| known.may_have_work(id), LANES_MAX)?;
+        let (class, ids) = self.fleet.class_to_ask(partition, |id, rank| known.may_have_work(id, rank), LANES_MAX)?;
         let most = if ids.iter().any(|id| known.is_deep(*id)) { OFFERS_MAX } else { OFFERS_FIRST };
         let (turn, lanes) = known.asked(&ids);
         let offers = self.fleet.offer(class, partition, most);
         let offers = offers.into_iter().map(|(session, runner_id, system_id)| {
             (Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id }, session)
         });
-        Some(Asked { partition, by: By::Class(class, turn), lanes, offers: offers.collect() })
+        let rank = self.fleet.rank_of(class);
+        Some(Asked { partition, by: By::Class(class, turn), rank, lanes, offers: offers.collect() })
     }
 
     fn ask(&mut self, asked: Asked) {
@@ -319,7 +321,7 @@ impl Take {
             let partition = &pod.partitions[usize::from(asked.partition)];
             let offers: Vec<Offer> = asked.offers.iter().map(|(offer, _)| offer.clone()).collect();
             let accept_timeout = pod.config.accept_timeout;
-            let call = || partition.take(&pod.name, accept_timeout, 0, &asked.lanes, &offers);
+            let call = || partition.take(&pod.name, accept_timeout, asked.rank, &asked.lanes, &offers);
             let answer = pod.until_done("take", call).await;
             if matches!(answer, Err(Undone::Failed(_))) {
                 tokio::time::sleep(AFTER_FAILURE).await; // a bug; not to be met in a tight loop
@@ -329,7 +331,7 @@ impl Take {
     }
 
     fn answered(&mut self, asked: Asked, answer: Result<(Vec<TakenJob>, Vec<Lane>), Undone>) {
-        let Asked { partition, by, lanes, offers } = asked;
+        let Asked { partition, by, rank, lanes, offers } = asked;
         let known = &mut self.lanes[usize::from(partition)];
         let (class, turn) = match (by, &answer) {
             (By::Class(class, turn), _) => (class, turn),
@@ -343,8 +345,8 @@ impl Take {
         };
         let took = if jobs.is_empty() { Took::Empty } else { Took::Jobs };
         metrics().takes_total.of(took).increment(1);
-        // With slots left over the pod now waits in every lane asked but those to ask again.
-        let waits = jobs.len() < offers.len();
+        // With slots left over the pod now waits in every lane asked but those to ask again; without, in none.
+        let waits = (jobs.len() < offers.len()).then_some(rank);
         known.answered(turn, &lanes, waits);
         known.wake(&known.ids(&again));
         let mut unused: Vec<SessionId> = Vec::with_capacity(offers.len() - jobs.len());

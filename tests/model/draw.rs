@@ -173,7 +173,7 @@ impl Run {
         let scopes = if self.rng.random_ratio(1, 10) { &SCOPES[..] } else { &own };
         let lane = Lane { scope: *scopes.choose(&mut self.rng)?, fingerprint: job.capability.fingerprint() };
         let offer = offers(1).remove(0);
-        self.rng.random_ratio(2, 3).then_some(HandOver { job_id: job.id, lane, offer })
+        self.rng.random_ratio(2, 3).then_some(HandOver { job_id: job.id, lane, rank: 0, offer })
     }
 
     fn draw_project(&mut self) -> Op {

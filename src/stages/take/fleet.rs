@@ -79,6 +79,15 @@ impl Member {
     }
 }
 
+// === impl Class ===
+
+impl Class {
+    /// Highest runner priority first.
+    fn rank(&self) -> i64 {
+        -i64::from(self.class.priority)
+    }
+}
+
 // === impl Fleet ===
 
 impl Fleet {
@@ -233,19 +242,27 @@ impl Fleet {
     pub(super) fn class_to_ask(
         &mut self,
         partition: u16,
-        may_have_work: impl Fn(LaneId) -> bool,
+        may_have_work: impl Fn(LaneId, i64) -> bool,
         max: usize,
     ) -> Option<(ClassId, Vec<LaneId>)> {
         let number = usize::from(partition);
-        // Highest runner priority first: lower classes get what is left over.
+        // Highest runner priority first: lower classes get what is left over, when what was asked for higher ones is known.
+        let mut asking: Vec<&Class> = Vec::new();
         let (id, next, lanes) = self.order.iter().find_map(|id| {
             let class = self.class(*id);
+            if class.asking[number] > 0 {
+                asking.push(class);
+            }
             if class.asking[number] > 0 || class.free.is_empty() {
                 return None;
             }
+            let rank = class.rank();
+            let higher: Vec<_> = asking.iter().filter(|other| other.rank() < rank).collect();
+            let is_theirs = |lane: &LaneId| higher.iter().any(|other| other.lanes[number].contains(lane));
             let (before, after) = class.lanes[number].split_at(class.next[number].min(class.lanes[number].len()));
             let in_turn = after.iter().chain(before).copied().enumerate();
-            let found: Vec<_> = in_turn.filter(|(_, lane)| may_have_work(*lane)).take(max).collect();
+            let found = in_turn.filter(|(_, lane)| may_have_work(*lane, rank) && !is_theirs(lane));
+            let found: Vec<_> = found.take(max).collect();
             let (last, _) = found.last()?;
             let next = (before.len() + last + 1) % class.lanes[number].len();
             Some((*id, next, found.into_iter().map(|(_, lane)| lane).collect()))
@@ -268,18 +285,22 @@ impl Fleet {
         partition: u16,
         lanes: &[LaneId],
         waits: impl Fn(LaneId) -> bool,
-    ) -> Option<(LaneId, Offered)> {
+    ) -> Option<(LaneId, i64, Offered)> {
         let number = usize::from(partition);
+        let mut asking = None; // the highest rank of a class that asks for one of these lanes
         let (class, lane) = self.order.iter().find_map(|id| {
             let class = self.class(*id);
             let matched = &class.lanes[number];
-            if class.asking[number] > 0 || class.free.is_empty() || !matched.iter().all(|lane| waits(*lane)) {
+            let lane = lanes.iter().find(|lane| matched.contains(lane))?;
+            if class.asking[number] > 0 {
+                asking = asking.or(Some(class.rank()));
                 return None;
             }
-            let lane = lanes.iter().find(|lane| matched.contains(lane))?;
-            Some((*id, *lane))
+            let is_next = asking.is_none_or(|rank| rank >= class.rank());
+            let has_room = !class.free.is_empty() && matched.iter().all(|lane| waits(*lane));
+            (is_next && has_room).then_some((*id, *lane))
         })?;
-        Some((lane, self.offer_one(class)?))
+        Some((lane, self.rank_of(class), self.offer_one(class)?))
     }
 
     fn offer_one(&mut self, class: ClassId) -> Option<Offered> {
@@ -357,6 +378,11 @@ impl Fleet {
         self.order.push(id);
         self.order.sort_by_key(|id| std::cmp::Reverse(self.classes[id].class.priority));
         id
+    }
+
+    /// The rank of a class: lower is served first.
+    pub(super) fn rank_of(&self, id: ClassId) -> i64 {
+        self.class(id).rank()
     }
 
     fn class(&self, id: ClassId) -> &Class {

@@ -25,8 +25,8 @@ pub(super) struct Lanes {
 struct Known {
     lane: Lane,
     capability: Capability,
-    /// This pod stands in the lane's `waiting`: it will be woken, asking is no use.
-    waiting: bool,
+    /// This pod stands in the lane's `waiting`, with this rank: it will be woken, asking is no use but for a better one.
+    waiting: Option<i64>,
     woken: bool,
     /// The last take that was sent before a wake: until its answer and those before it are here, what they say of waiting
     /// may be older than the wake.
@@ -53,10 +53,10 @@ impl Lanes {
     pub(super) fn insert(&mut self, lane: Lane, capability: Capability) -> LaneId {
         let id = *self.ids.entry(lane).or_insert(self.lanes.len());
         if id == self.lanes.len() {
-            let (waiting, woken, asked, deep) = (false, false, 0, false);
+            let (waiting, woken, asked, deep) = (None, false, 0, false);
             self.lanes.push(Known { lane, capability, waiting, woken, distrusted: 0, asked, deep });
         }
-        self.lanes[id].waiting = false;
+        self.lanes[id].waiting = None;
         self.lanes[id].distrusted = self.turn;
         id
     }
@@ -83,7 +83,7 @@ impl Lanes {
     pub(super) fn wake(&mut self, ids: &[LaneId]) {
         for id in ids {
             let known = &mut self.lanes[*id];
-            known.waiting = false;
+            known.waiting = None;
             known.distrusted = self.turn;
             if !std::mem::replace(&mut known.woken, true) {
                 self.woken.push(*id);
@@ -93,7 +93,7 @@ impl Lanes {
 
     /// Whether this pod thinks that it stands in the lane's `waiting`.
     pub(super) fn is_waiting(&self, id: LaneId) -> bool {
-        self.lanes[id].waiting
+        self.lanes[id].waiting.is_some()
     }
 
     /// Whether the last take of this lane got all it asked for.
@@ -101,10 +101,10 @@ impl Lanes {
         self.lanes[id].deep
     }
 
-    /// Whether a take of this lane may bring something that no take under way is about to.
-    pub(super) fn may_have_work(&self, id: LaneId) -> bool {
+    /// Whether a take of this lane by a class of this rank may bring something that no take under way is about to.
+    pub(super) fn may_have_work(&self, id: LaneId, rank: i64) -> bool {
         let known = &self.lanes[id];
-        !known.waiting && (known.asked == 0 || known.woken || known.deep)
+        known.waiting.is_none_or(|waiting| rank < waiting) && (known.asked == 0 || known.woken || known.deep)
     }
 
     /// A take of these lanes goes out: it answers their wakes.
@@ -118,14 +118,18 @@ impl Lanes {
         (self.turn, ids.iter().map(|id| self.lanes[*id].lane).collect())
     }
 
-    /// Its answer is here. `waits`: the script put this pod into their `waiting`.
-    pub(super) fn answered(&mut self, turn: Turn, lanes: &[Lane], waits: bool) {
+    /// Its answer is here. `waits`: the script put this pod into their `waiting`, with this rank; none: took it out.
+    pub(super) fn answered(&mut self, turn: Turn, lanes: &[Lane], waits: Option<i64>) {
         for lane in lanes {
             if let Some(id) = self.ids.get(lane) {
                 let known = &mut self.lanes[*id];
                 known.asked = known.asked.saturating_sub(1);
-                known.deep = !waits;
-                known.waiting = waits && turn > known.distrusted;
+                known.deep = waits.is_none();
+                known.waiting = waits.filter(|_| turn > known.distrusted);
+                if waits.is_none() {
+                    // What an older take says, should its answer come later, is not so any more.
+                    known.distrusted = known.distrusted.max(turn);
+                }
             }
         }
     }
@@ -136,7 +140,7 @@ impl Lanes {
             if let Some(id) = self.ids.get(lane) {
                 let known = &mut self.lanes[*id];
                 known.asked = known.asked.saturating_sub(1);
-                known.waiting = false;
+                known.waiting = None;
             }
         }
     }
@@ -175,13 +179,14 @@ mod tests {
     #[test]
     fn a_pod_that_waits_does_not_ask_until_it_is_woken() {
         let (mut lanes, lane, id) = one();
-        assert!(lanes.may_have_work(id), "nothing is known");
+        assert!(lanes.may_have_work(id, 0), "nothing is known");
         let (turn, asked) = lanes.asked(&[id]);
-        assert!(!lanes.may_have_work(id), "that take will see what there is");
-        lanes.answered(turn, &asked, true);
-        assert!(!lanes.may_have_work(id) && lanes.is_waiting(id));
+        assert!(!lanes.may_have_work(id, 0), "that take will see what there is");
+        lanes.answered(turn, &asked, Some(0));
+        assert!(!lanes.may_have_work(id, 0) && lanes.is_waiting(id));
+        assert!(lanes.may_have_work(id, -1), "a better slot is free now: it should stand further ahead");
         lanes.wake(&[id]);
-        assert!(lanes.may_have_work(id));
+        assert!(lanes.may_have_work(id, 0));
         assert_eq!(lanes.wakes_to_pass_on(|_| true), [], "it is kept");
         assert_eq!(lanes.wakes_to_pass_on(|_| false), [lane]);
         assert_eq!(lanes.wakes_to_pass_on(|_| false), [], "once");
@@ -194,20 +199,30 @@ mod tests {
         lanes.wake(&[id]);
         // A second take answers the wake; the answer of the first comes after that.
         let (second, _) = lanes.asked(&[id]);
-        lanes.answered(first, &asked, true);
+        lanes.answered(first, &asked, Some(0));
         assert!(!lanes.is_waiting(id));
-        lanes.answered(second, &asked, true);
+        lanes.answered(second, &asked, Some(0));
         assert!(lanes.is_waiting(id));
+    }
+
+    #[test]
+    fn what_an_older_take_says_of_waiting_is_not_so_once_a_later_one_filled_all_slots() {
+        let (mut lanes, _, id) = one();
+        let (first, asked) = lanes.asked(&[id]);
+        let (second, _) = lanes.asked(&[id]);
+        lanes.answered(second, &asked, None);
+        lanes.answered(first, &asked, Some(0));
+        assert!(!lanes.is_waiting(id));
     }
 
     #[test]
     fn a_take_that_got_all_it_asked_for_leaves_a_lane_that_all_may_ask() {
         let (mut lanes, _, id) = one();
         let (turn, asked) = lanes.asked(&[id]);
-        lanes.answered(turn, &asked, false);
+        lanes.answered(turn, &asked, None);
         assert!(lanes.is_deep(id));
         lanes.asked(&[id]);
-        assert!(lanes.may_have_work(id), "for another class, at the same time");
+        assert!(lanes.may_have_work(id, 0), "for another class, at the same time");
     }
 
     #[test]
@@ -216,8 +231,8 @@ mod tests {
         let (turn, asked) = lanes.asked(&[id]);
         let capability = lanes.get(id).1.clone();
         let mut lanes = Lanes::of(vec![(lane, capability)], &lanes);
-        lanes.answered(turn, &asked, true);
-        assert!(!lanes.is_waiting(id) && lanes.may_have_work(id));
+        lanes.answered(turn, &asked, Some(0));
+        assert!(!lanes.is_waiting(id) && lanes.may_have_work(id, 0));
     }
 
     #[test]
@@ -225,6 +240,6 @@ mod tests {
         let (mut lanes, _, id) = one();
         let (_, asked) = lanes.asked(&[id]);
         lanes.failed(&asked);
-        assert!(lanes.may_have_work(id));
+        assert!(lanes.may_have_work(id, 0));
     }
 }

@@ -97,7 +97,7 @@ fn a_slot_for_a_new_job_is_of_a_class_that_has_nothing_else_to_take() {
     fleet.open(opened(session, "a", 2), &lanes);
     assert!(fleet.slot_for(0, &[id], |_| false).is_none(), "the lane may have work");
     assert!(fleet.slot_for(0, &[other], |_| true).is_none(), "it does not match");
-    let found = fleet.slot_for(0, &[other, id], |_| true).map(|(lane, (session, ..))| (lane, session));
+    let found = fleet.slot_for(0, &[other, id], |_| true).map(|(lane, _, (session, ..))| (lane, session));
     assert_eq!((found, fleet.free()), (Some((id, session)), 1));
     fleet.release(session);
     let class = fleet.sessions[&session].class;
@@ -122,10 +122,35 @@ fn of_more_lanes_than_one_take_asks_each_has_its_turn() {
     one.record.tags = TagSet::new((0..40).map(|n| format!("t{n}"))).expect("tags");
     let (lanes, mut fleet) = (vec![lanes], Fleet::default());
     fleet.open(one, &lanes);
-    let mut ask = |has_work: &dyn Fn(LaneId) -> bool| fleet.class_to_ask(0, has_work, 32).expect("lanes").1;
+    let mut ask =
+        |has_work: &dyn Fn(LaneId) -> bool| fleet.class_to_ask(0, |lane, _| has_work(lane), 32).expect("lanes").1;
     let (first, second) = (ask(&|_| true), ask(&|_| true));
     assert_eq!((first.len(), second.len()), (32, 32));
     assert_eq!(first.iter().chain(&second).copied().collect::<BTreeSet<_>>(), ids, "all lanes in two takes");
     assert!(!first.contains(&second[0]), "those left out come first");
     assert_eq!(ask(&|lane| lane == second[5]), [second[5]], "wherever it stands");
+}
+
+#[test]
+fn a_lower_class_gets_no_slot_asked_for_while_a_higher_one_asks_for_the_same_lane() {
+    let capability = Capability::default();
+    let mut lanes = Lanes::default();
+    let id =
+        lanes.insert(crate::runner::Lane { scope: Scope::Instance, fingerprint: capability.fingerprint() }, capability);
+    let (lanes, mut fleet) = (vec![lanes], Fleet::default());
+    let (low, high) = (SessionId::next(), SessionId::next());
+    fleet.open(opened(low, "low", 1), &lanes);
+    let mut better = opened(high, "high", 2);
+    better.record.priority = 1;
+    fleet.open(better, &lanes);
+    let class_of = |fleet: &Fleet, session| fleet.sessions[&session].class;
+    assert_eq!(fleet.class_to_ask(0, |_, _| true, 8), Some((class_of(&fleet, high), vec![id])));
+    let high_class = class_of(&fleet, high);
+    assert_eq!(fleet.offer(high_class, 0, 1).len(), 1);
+    assert_eq!(fleet.class_to_ask(0, |_, _| true, 8), None, "its take may use the lane up");
+    assert!(fleet.slot_for(0, &[id], |_| true).is_none());
+    fleet.take_back(high_class, 0, std::iter::empty());
+    // One slot of the higher class is in use, the other goes first; then the lower one's.
+    let slots: Vec<_> = (0..3).map(|_| fleet.slot_for(0, &[id], |_| true).map(|(_, rank, ..)| rank)).collect();
+    assert_eq!(slots, [Some(-1), Some(0), None]);
 }
