@@ -62,7 +62,8 @@ local function next_of_tenants(lane, fp)
   local t = tenant_of(tenant)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   local first = order_of(tenant_lane, TENANT_AHEAD)[1]
-  if not first or tenant_capped(tenant) or tenant_score(t.running, t.weight, head_in(score)) ~= score then
+  if not first or tenant_capped(tenant) then return place_tenant(fp, tenant) end
+  if tenant_score(t.running, t.weight, waits_since(head_in(first.score), t.served)) ~= score then
     return place_tenant(fp, tenant)
   end
   local id, priority = string.match(first.member, '^(%d+):(-?%d)$')

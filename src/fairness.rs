@@ -28,6 +28,8 @@ pub struct TenantInLane<'a> {
     pub running: u32,
     /// The most of them it may have.
     pub max_running: Option<u32>,
+    /// When one of its jobs last went to an instance runner, in Unix ms; 0: never.
+    pub served_at_ms: u64,
     /// Its buckets in this lane.
     pub buckets: Vec<BucketInLane>,
 }
@@ -48,12 +50,13 @@ pub struct BucketInLane {
 }
 
 /// The next bucket of an instance lane, and the score of its tenant, by which lanes compare. Tenants by running jobs
-/// per weight, then by the head of their next bucket; within the tenant by priority, then by the project's running
+/// per weight, then by who waits longest: since the head of its next bucket was queued, or it was served; within the tenant by priority, then by the project's running
 /// jobs, then the oldest head. Who is at a cap is left out.
 pub fn next_in_instance_lane(tenants: &[TenantInLane<'_>]) -> Option<(u64, BucketInLane)> {
     let nexts = tenants.iter().filter(|tenant| !at_cap(tenant.running, tenant.max_running)).filter_map(|tenant| {
         let bucket = next_of_tenant(tenant)?;
-        let score = tenant_score(tenant.running, tenant.weight, head_of(bucket.queued_at_ms));
+        let since = waits_since(head_of(bucket.queued_at_ms), tenant.served_at_ms);
+        let score = tenant_score(tenant.running, tenant.weight, since);
         Some((score, tenant.key, bucket))
     });
     nexts.min_by_key(|(score, key, _)| (*score, *key)).map(|(score, _, bucket)| (score, bucket))
@@ -83,16 +86,23 @@ pub fn head_of(queued_at_ms: u64) -> u64 {
     queued_at_ms.saturating_sub(EPOCH_MS).min(HEAD_MAX)
 }
 
-/// Running jobs per weight as 13 bits: a small float with 8 bits of mantissa.
+/// Running jobs and a half, per weight, as 13 bits: a small float with 8 bits of mantissa. The half rounds each tenant's
+/// share of few slots to the nearest whole job (Webster's method of apportionment); without it, small weights get too much.
 pub fn share_rank(running: u32, weight: u32) -> u64 {
-    let share = 1.0 + 64.0 * f64::from(running) / f64::from(weight);
+    let share = 1.0 + 64.0 * (f64::from(running) + 0.5) / f64::from(weight);
     // Exponent and the first 8 bits of the mantissa, as they lie in the double, counted from those of 1.0.
     ((share.to_bits() >> 44) - (1.0f64.to_bits() >> 44)).min(RANK_MAX)
 }
 
-/// A tenant in an instance lane: smallest share first, then the oldest head.
-pub fn tenant_score(running: u32, weight: u32, head: u64) -> u64 {
-    (share_rank(running, weight) << HEAD_BITS) + head
+/// Since when a tenant waits, as 40 bits of ms: since its first job was queued, or since it was last served where that is
+/// later.
+pub fn waits_since(head: u64, served_at_ms: u64) -> u64 {
+    head.max(head_of(served_at_ms))
+}
+
+/// A tenant in an instance lane: smallest share first, then who waits longest.
+pub fn tenant_score(running: u32, weight: u32, since: u64) -> u64 {
+    (share_rank(running, weight) << HEAD_BITS) + since
 }
 
 /// A bucket of a tenant in an instance lane: priority, then the project's running jobs, then the oldest head.
@@ -134,7 +144,8 @@ mod tests {
         fn tenants_go_by_share_unless_it_differs_by_less_than_one_part_in_256(
             a in (0u32..100_000, 1u32..1000, queued_at()), b in (0u32..100_000, 1u32..1000, queued_at())
         ) {
-            let share = |(running, weight, _): (u32, u32, u64)| 1.0 + 64.0 * f64::from(running) / f64::from(weight);
+            let share =
+                |(running, weight, _): (u32, u32, u64)| 1.0 + 64.0 * (f64::from(running) + 0.5) / f64::from(weight);
             let score = |(running, weight, at)| tenant_score(running, weight, head_of(at));
             if share(a) * (1.0 + 1.0 / 256.0) < share(b) {
                 prop_assert!(score(a) < score(b));
@@ -183,6 +194,41 @@ mod tests {
     }
 
     #[test]
+    fn of_equal_tenants_the_one_goes_first_that_waits_longest() {
+        let tenant = |key, served_at_ms, queued_at_ms| TenantInLane {
+            key,
+            weight: 1,
+            running: 1,
+            max_running: None,
+            served_at_ms: EPOCH_MS + served_at_ms,
+            buckets: vec![BucketInLane {
+                project: ProjectId(queued_at_ms),
+                project_running: 0,
+                project_max_running: None,
+                priority: Priority::default(),
+                queued_at_ms: EPOCH_MS + queued_at_ms,
+            }],
+        };
+        let flood = tenant("a", 500, 1);
+        let other = tenant("b", 400, 2);
+        let new = tenant("c", 0, 450);
+        let next = |tenants: &[TenantInLane<'_>]| next_in_instance_lane(tenants).map(|(_, next)| next.project.0);
+        assert_eq!(next(&[flood.clone(), other, new.clone()]), Some(2), "served longest ago");
+        assert_eq!(next(&[flood, new]), Some(450), "queued later than the other, but that one was served since");
+    }
+
+    #[test]
+    fn shares_of_few_slots_round_to_the_nearest_job() {
+        // 10 slots, weights 4, 2 and 1: 5.7, 2.9 and 1.4 of them.
+        let mut running = [0u32; 3];
+        for _ in 0..10 {
+            let next = (0..3).min_by_key(|tenant| tenant_score(running[*tenant], [4, 2, 1][*tenant], 0)).expect("some");
+            running[next] += 1;
+        }
+        assert_eq!(running, [6, 3, 1]);
+    }
+
+    #[test]
     fn a_tenant_at_its_cap_and_a_project_at_its_cap_are_left_out() {
         let bucket = |project, running, cap| BucketInLane {
             project: ProjectId(project),
@@ -191,8 +237,14 @@ mod tests {
             priority: Priority::default(),
             queued_at_ms: EPOCH_MS + project,
         };
-        let tenant =
-            |key, running, max_running, buckets| TenantInLane { key, weight: 1, running, max_running, buckets };
+        let tenant = |key, running, max_running, buckets| TenantInLane {
+            key,
+            weight: 1,
+            running,
+            max_running,
+            served_at_ms: 0,
+            buckets,
+        };
         let quiet = tenant("a", 1, Some(1), vec![bucket(1, 0, None)]);
         let busy = tenant("b", 9, Some(10), vec![bucket(2, 3, Some(3)), bucket(3, 6, Some(7))]);
         let next = next_in_instance_lane(&[quiet.clone(), busy.clone()]).map(|(_, bucket)| bucket.project);

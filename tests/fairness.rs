@@ -2,31 +2,31 @@
 
 mod support;
 
-use job_router::fairness::{bucket_score, fifo_score, head_in, head_of, share_rank, tenant_score};
+use job_router::fairness::{bucket_score, fifo_score, head_in, head_of, share_rank, tenant_score, waits_since};
 use job_router::job::Priority;
 use proptest::prelude::*;
 use support::World;
 
-/// Redis' own library, and one line per input: running, weight, priority, queued_at_ms.
+/// Redis' own library, and one line per input: running, weight, priority, queued_at_ms, served_ms.
 const SCORES: &str = concat!(
     include_str!("../lua/lib/score.lua"),
     r"
     local lines = {}
-    for i = 1, #ARGV, 4 do
+    for i = 1, #ARGV, 5 do
       local running, weight, priority = tonumber(ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
       local head = head_of(tonumber(ARGV[i + 3]))
-      local tenant = tenant_score(running, weight, head)
+      local tenant = tenant_score(running, weight, waits_since(head, tonumber(ARGV[i + 4])))
       lines[#lines + 1] = string.format('%.17g %.17g %.17g %.17g %.17g %.17g', head, share_rank(running, weight), tenant,
         bucket_score(priority, running, head), fifo_score(priority, head), head_in(tenant))
     end
     return lines"
 );
 
-type Input = (u32, u32, i64, u64);
+type Input = (u32, u32, i64, u64, u64);
 
-fn line((running, weight, priority, at): Input) -> String {
+fn line((running, weight, priority, at, served): Input) -> String {
     let (priority, head) = (Priority::new(priority).expect("in range"), head_of(at));
-    let tenant = tenant_score(running, weight, head);
+    let tenant = tenant_score(running, weight, waits_since(head, served));
     let (bucket, fifo) = (bucket_score(priority, running, head), fifo_score(priority, head));
     format!("{head} {} {tenant} {bucket} {fifo} {}", share_rank(running, weight), head_in(tenant))
 }
@@ -36,8 +36,8 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
     let weight = prop_oneof![1u32..10, 1u32..2000, 1u32..];
     // Before, in and after the 40 bits; Lua holds numbers up to 2^53.
     let at =
-        prop_oneof![1_735_689_599_990u64..1_735_689_600_010, 1_700_000_000_000u64..3_000_000_000_000, 0u64..1 << 53];
-    prop::collection::vec((running, weight, -2i64..=2, at), 200)
+        || prop_oneof![1_735_689_599_990u64..1_735_689_600_010, 1_700_000_000_000u64..3_000_000_000_000, 0u64..1 << 53];
+    prop::collection::vec((running, weight, -2i64..=2, at(), at()), 200)
 }
 
 #[test]
@@ -48,7 +48,9 @@ fn rust_and_lua_agree_on_every_bit_of_every_score() {
     let outcome = runner.run(&inputs(), |inputs| {
         let words: Vec<String> = inputs
             .iter()
-            .flat_map(|(r, w, p, at)| [r.to_string(), w.to_string(), p.to_string(), at.to_string()])
+            .flat_map(|(r, w, p, at, served)| {
+                [r.to_string(), w.to_string(), p.to_string(), at.to_string(), served.to_string()]
+            })
             .collect();
         let args: Vec<&str> = [SCORES, "0"].into_iter().chain(words.iter().map(String::as_str)).collect();
         let answers = runtime.block_on(world.command("EVAL", &args)).into_array().expect("lines");

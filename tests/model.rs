@@ -25,7 +25,7 @@ use job_router::runner::{Lane, Scope};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reference::{Choice, Reference};
-use support::{World, name};
+use support::{World, name, text};
 
 /// Long, so that nothing ends by time.
 const LONG: Duration = Duration::from_secs(3600);
@@ -208,6 +208,15 @@ impl Run {
     async fn fan_out(&mut self, pod: &str, jobs: &[(u64, PendingJob)], slots: &[HandOver]) {
         let batch: Vec<_> = jobs.iter().map(|(version, job)| (format!("{version}-0"), job.clone())).collect();
         let answer = self.world.partition.fan_out(&name(pod), &batch, LONG, slots).await.expect("fans out");
+        let mut served: Vec<JobId> = Vec::new();
+        for (_, job) in jobs {
+            let slot = slots.iter().find(|slot| slot.job_id == job.id && slot.lane.scope == Scope::Instance);
+            let is_new = !self.model.jobs.contains_key(&job.id.0) && !served.contains(&job.id);
+            if is_new && slot.is_some_and(|slot| answer.handed.contains(&slot.offer.lease_id)) {
+                served.push(job.id);
+            }
+        }
+        let mut now = self.clock_of(&served).await;
         let model = &mut self.model;
         let mut outcomes = Vec::new();
         for (version, job) in jobs {
@@ -222,7 +231,7 @@ impl Run {
                     let next = model.next_of_lane(&model.heads(), slot.lane).map(|(_, next)| next.job);
                     let unindexed = model.projects.values().any(|project| project.unindexed);
                     assert!(next == Some(job.id.0) || unindexed, "{slot:?} was handed its job before {next:?}");
-                    model.taken(job.id.0, slot.lane, &slot.offer, pod);
+                    model.taken(job.id.0, slot.lane, &slot.offer, pod, &mut now);
                     self.tally.handed += 1;
                 }
             }
@@ -260,6 +269,8 @@ impl Run {
             assert!(wakes.is_empty());
             return;
         }
+        let served = jobs.iter().filter(|job| job.lane.scope == Scope::Instance).map(|job| job.lease.job_id);
+        let mut now = self.clock_of(&served.collect::<Vec<_>>()).await;
         for (job, offer) in jobs.iter().zip(offers) {
             let expected = self.model.next_of_lanes(lanes);
             let expected = expected.unwrap_or_else(|| panic!("{job:?} was not to be had"));
@@ -268,7 +279,7 @@ impl Run {
             if (id, job.lane) != (expected.job, expected.lane) {
                 self.excuse(&before, &expected, job);
             }
-            assert_eq!(job.attempt, self.model.taken(id, job.lane, offer, pod));
+            assert_eq!(job.attempt, self.model.taken(id, job.lane, offer, pod, &mut now));
         }
         if jobs.len() < offers.len() && wakes.is_empty() {
             assert!(
@@ -280,6 +291,16 @@ impl Run {
         self.tally.taken += jobs.len() as u64;
         self.taken = jobs;
         self.hear(pod, wakes);
+    }
+
+    /// The clock of the script that just gave these jobs to instance runners, in this order: it serves one a ms.
+    async fn clock_of(&self, served: &[JobId]) -> u64 {
+        let Some(last) = served.last() else { return 0 };
+        let partition = &self.world.partition;
+        let lease = self.world.command("HGET", &[&partition.key(&format!("job:{last}")), "lease"]).await;
+        let tenant = text(&lease).split(' ').nth(2).expect("a tenant").to_owned();
+        let served_ms = self.world.command("HGET", &[&partition.key(&format!("tenant:{tenant}")), "served"]).await;
+        text(&served_ms).parse::<u64>().expect("a time") - (served.len() as u64 - 1)
     }
 
     /// Another job was taken than expected: fine only between tenants of equal share, when the one passed over stood

@@ -74,7 +74,9 @@ async fn assert_only_records_left(world: &World) {
     let left: Vec<String> = world.snapshot().await.into_keys().collect();
     let stays = |key: &String| {
         ["pods", "lanes", "capabilities", "scopes", "events"].contains(&key.as_str())
-            || ["ended:", "took:", "project:", "mail:", "waiting:"].iter().any(|prefix| key.starts_with(prefix))
+            || ["ended:", "took:", "project:", "tenant:", "mail:", "waiting:"]
+                .iter()
+                .any(|prefix| key.starts_with(prefix))
     };
     let leaked: Vec<&String> = left.iter().filter(|key| !stays(key)).collect();
     assert!(leaked.is_empty(), "left behind: {leaked:?}");

@@ -3,6 +3,8 @@
 -- running:<tenant>, running:<tenant>:<project>  sets of job ids, never counters: a repeat changes nothing
 
 local counted = {} -- tenant -> project -> jobs that start in this call
+local served = {} -- tenant -> when it was last served, if in this call
+local serves = 0 -- how many jobs start in this call
 
 -- A job of this project starts; `write_counts` writes it down.
 local function count(tenant, id, job)
@@ -12,6 +14,9 @@ local function count(tenant, id, job)
   table.insert(counted[tenant][id], job)
   t.running = t.running + 1
   t.projects[id] = running + 1
+  t.served = NOW + serves -- one a ms: of those that a call serves the first stands first again
+  served[tenant] = t.served
+  serves = serves + 1
 end
 
 local function write_counts()
@@ -22,6 +27,7 @@ local function write_counts()
       for _, job in ipairs(jobs) do all[#all + 1] = job end
     end
     call('SADD', P .. 'running:' .. tenant, unpack(all))
+    call('HSET', P .. 'tenant:' .. tenant, 'served', string.format('%.0f', served[tenant]))
   end
 end
 

@@ -28,7 +28,7 @@ local function place_tenant(fp, tenant)
     place(lane, tenant, nil)
   else
     local t = tenant_of(tenant)
-    place(lane, tenant, tenant_score(t.running, t.weight, head_in(score)))
+    place(lane, tenant, tenant_score(t.running, t.weight, waits_since(head_in(score), t.served)))
   end
 end
 

@@ -6,7 +6,7 @@
 --                     the newest project.upserted that changed its facts), cap_version, unindexed (1 until its buckets
 --                     follow a change)
 -- capped        set   projects with a max_running
--- tenant:<key>  hash  weight, max_running, version
+-- tenant:<key>  hash  weight, max_running, version; served (when one of its jobs last went to an instance runner, in ms)
 
 local SCOPES = P .. 'scopes'
 local CAPPED = P .. 'capped'
@@ -86,9 +86,9 @@ end
 local function tenant_of(key)
   local known = tenants[key]
   if known then return known end
-  local f = call('HMGET', P .. 'tenant:' .. key, 'weight', 'max_running')
+  local f = call('HMGET', P .. 'tenant:' .. key, 'weight', 'max_running', 'served')
   known = {
-    weight = tonumber(f[1] or '') or 1, max_running = tonumber(f[2] or ''),
+    weight = tonumber(f[1] or '') or 1, max_running = tonumber(f[2] or ''), served = tonumber(f[3] or '0'),
     running = call('SCARD', P .. 'running:' .. key), projects = {},
   }
   tenants[key] = known

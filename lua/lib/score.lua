@@ -1,6 +1,6 @@
 -- score: who is next, as one number per zset member. The lowest goes first. Mirrored by `fairness`.
 --
--- A double holds 53 bits exactly: 13 or 3+10 bits of rank above 40 bits of the head's queue time in ms.
+-- A double holds 53 bits exactly: 13 or 3+10 bits of rank above 40 bits of a time in ms, mostly the head's queue time.
 
 local EPOCH_MS = 1735689600000 -- 2025-01-01; 40 bits of ms last until 2059
 local HEAD_SPAN = 2 ^ 40
@@ -14,17 +14,23 @@ local function head_of(queued_at_ms)
   return head
 end
 
--- running / weight as 13 bits: a small float, 8 bits of mantissa, so equal up to one part in 256.
+-- (running + 1/2) / weight as 13 bits: a small float, 8 bits of mantissa, so equal up to one part in 256. The half rounds
+-- each tenant's share of few slots to the nearest whole job, up as often as down.
 local function share_rank(running, weight)
-  local mantissa, exponent = math.frexp(1 + 64 * running / weight)
+  local mantissa, exponent = math.frexp(1 + 64 * (running + 0.5) / weight)
   local rank = (exponent - 1) * 256 + math.floor((mantissa - 0.5) * 512)
   if rank > 8191 then return 8191 end
   return rank
 end
 
--- Tenant in an instance lane: smallest share first, then oldest head.
-local function tenant_score(running, weight, head)
-  return share_rank(running, weight) * HEAD_SPAN + head
+-- Since when a tenant waits, as 40 bits: since its first job was queued, or since it was last served where that is later.
+local function waits_since(head, served_ms)
+  return math.max(head, head_of(served_ms))
+end
+
+-- Tenant in an instance lane: smallest share first, then who waits longest.
+local function tenant_score(running, weight, since)
+  return share_rank(running, weight) * HEAD_SPAN + since
 end
 
 -- Bucket of a tenant in an instance lane: priority, then the project's running jobs, then oldest head.

@@ -53,6 +53,7 @@ pub struct Payer {
     pub weight: Option<u32>,
     pub cap: Option<u32>,
     pub version: Option<u64>,
+    pub served: u64,
 }
 
 #[derive(Debug, Default)]
@@ -186,7 +187,7 @@ impl Reference {
             return Outcome::Stale;
         }
         if known.version < Some(version) {
-            *known = Payer { weight: Some(weight), cap, version: Some(version) };
+            *known = Payer { weight: Some(weight), cap, version: Some(version), served: known.served };
         }
         Outcome::Ok
     }
@@ -298,7 +299,8 @@ impl Reference {
     }
 
     /// A job of `lane` goes to a slot.
-    pub fn taken(&mut self, id: u64, lane: Lane, offer: &Offer, pod: &str) -> u32 {
+    /// `now`: the script's clock, which goes on with each job that it serves.
+    pub fn taken(&mut self, id: u64, lane: Lane, offer: &Offer, pod: &str, now: &mut u64) -> u32 {
         let job = self.jobs.get_mut(&id).expect("it was queued");
         job.state = job.state.next(Event::Take).expect("it was queued");
         job.attempt += 1;
@@ -306,6 +308,10 @@ impl Reference {
         job.pod = pod.to_owned();
         job.scope = Some(lane.scope);
         job.tenant.clone_from(&self.projects[&job.bucket.1].tenant);
+        if lane.scope == Scope::Instance {
+            self.payers.entry(job.tenant.clone()).or_default().served = *now;
+            *now += 1;
+        }
         self.events.push((id, "assigned".into(), job.attempt));
         job.attempt
     }
@@ -378,6 +384,7 @@ impl Reference {
             weight: payer.weight.unwrap_or(1),
             running: self.running(key, None).len() as u32,
             max_running: payer.cap,
+            served_at_ms: payer.served,
             buckets: heads
                 .iter()
                 .filter(|(bucket, _)| of_tenant(bucket))

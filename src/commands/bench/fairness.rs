@@ -62,7 +62,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u64).range(2..=1_000))]
     tenants: u64,
     /// Weights of the tenants that differ
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4], value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 1, 2, 4, 1, 2, 4], value_parser = clap::value_parser!(u64).range(1..=1_000))]
     weights: Vec<u64>,
     /// Jobs of each tenant, where slots are shared
     #[arg(long, default_value_t = 1_500, value_parser = clap::value_parser!(u64).range(100..))]
