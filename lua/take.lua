@@ -56,8 +56,25 @@ local function repeated()
   return jobs
 end
 
+-- Tenants that started jobs from other lanes stand too low in an instance lane: which is known without reading their buckets.
+-- Answers whether the first one did.
+local function put_right(lane)
+  local list = order_of(lane_key(lane), AHEAD)
+  for step = 1, STEPS do
+    local head = list[1]
+    if not head then return step > 1 end
+    local t = tenant_of(head.member)
+    local since = head.score % HEAD_SPAN
+    local at_least = tenant_score(t.running, t.weight, waits_since(since, t.served))
+    if at_least <= head.score then return step > 1 end
+    sink(list, at_least)
+  end
+  return true
+end
+
 -- The bucket to take from in an instance lane, or nil when the index had to be mended first.
 local function next_of_tenants(lane, fp)
+  if put_right(lane) then return nil end -- another lane may be first now
   local tenant, score = first_of(lane_key(lane))
   local t = tenant_of(tenant)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
@@ -127,6 +144,7 @@ for i = 5, first_slot - 1 do
   if n_slots > 0 and list[1] and is_anothers(lane, me, rank) then list = {} end
   heads[lane] = list
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
+  if n_lanes > 1 and scope_of[lane] == 'instance' then put_right(lane) end
 end
 
 -- Each step takes a job or mends the index once; the index is never far out.

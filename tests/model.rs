@@ -293,14 +293,11 @@ impl Run {
         self.hear(pod, wakes);
     }
 
-    /// The clock of the script that just gave these jobs to instance runners, in this order: it serves one a ms.
+    /// The clock of the script that just gave these jobs to instance runners; it serves one a ms.
     async fn clock_of(&self, served: &[JobId]) -> u64 {
         let Some(last) = served.last() else { return 0 };
-        let partition = &self.world.partition;
-        let lease = self.world.command("HGET", &[&partition.key(&format!("job:{last}")), "lease"]).await;
-        let tenant = text(&lease).split(' ').nth(2).expect("a tenant").to_owned();
-        let served_ms = self.world.command("HGET", &[&partition.key(&format!("tenant:{tenant}")), "served"]).await;
-        text(&served_ms).parse::<u64>().expect("a time") - (served.len() as u64 - 1)
+        let key = self.world.partition.key(&format!("job:{last}"));
+        text(&self.world.command("HGET", &[&key, "since_ms"]).await).parse().expect("a time")
     }
 
     /// Another job was taken than expected: fine only between tenants of equal share, when the one passed over stood

@@ -245,6 +245,25 @@ async fn ten_thousand_malformed_entries_stop_none_of_a_thousand_good_jobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_one_tenant_is_read_past_and_all_of_it_is_queued_in_order() {
+    const FLOOD: u64 = 4_000;
+    let installation = Installation::new().await;
+    installation.publish_all((1..=FLOOD).map(|id| entry("job.pending", &pending(id)))).await;
+    let quiet = json!({"id": FLOOD + 1, "project_id": 9, "namespace_ids": [9], "payload": {}});
+    installation.publish_all([entry("job.pending", &quiet)]).await;
+    let pod = installation.pod("a").await;
+    installation.until_inbox_empty().await;
+    let queued: Vec<u64> = installation.events().await.iter().filter_map(|event| Some(event.id?.0)).collect();
+    assert_eq!(queued.len() as u64, FLOOD + 1, "each once");
+    let place = queued.iter().position(|id| *id == FLOOD + 1).expect("it is queued");
+    assert!(place < queued.len() / 2, "it came after {place} of the flood");
+    let flood: Vec<u64> = queued.into_iter().filter(|id| *id <= FLOOD).collect();
+    let late = flood.iter().zip(1..).filter(|(id, place)| **id + 64 < *place).count();
+    assert_eq!(late, 0, "no job is passed by more than what is on its way at once");
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shuffled_and_repeated_inbox_ends_the_same() {
     let installation = Installation::new().await;
     let seed = rand::random();

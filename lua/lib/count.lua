@@ -14,7 +14,8 @@ local function count(tenant, id, job)
   table.insert(counted[tenant][id], job)
   t.running = t.running + 1
   t.projects[id] = running + 1
-  t.served = NOW + serves -- one a ms: of those that a call serves the first stands first again
+  -- One a ms: of those that a call serves the first stands first again. Never back: scores are lower bounds.
+  t.served = math.max(NOW + serves, t.served + 1)
   served[tenant] = t.served
   serves = serves + 1
 end

@@ -83,6 +83,25 @@ local function place(key, member, score)
   return new
 end
 
+-- The first member of a list that was read ahead stands further back.
+local function sink(list, score)
+  local first = list[1]
+  list.changed[first.member] = score
+  first.score = score
+  local at, count = 1, #list
+  while at < count and before(list[at + 1], first) do
+    list[at], list[at + 1] = list[at + 1], first
+    at = at + 1
+  end
+  if at == count and not list.whole then
+    list[at] = nil -- behind the last that is known it may stand anywhere
+    if at == 1 then
+      write_order(list)
+      read_order(list)
+    end
+  end
+end
+
 -- The end of every script that reads ahead or holds.
 local function write_orders()
   for _, list in pairs(orders) do

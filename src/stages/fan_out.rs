@@ -1,85 +1,56 @@
 //! fan_out: takes messages of Rails out of the inbox and applies each in its partition.
 //!
-//! In: the inbox, read by a consumer group in batches; also what dead pods left pending. Out: queued jobs (wakes to the take
-//! stage), every other change, or a `message.rejected` event; then the entry is acknowledged and deleted.
+//! In: the inbox, read by a consumer group; also what dead pods left pending. Out: queued jobs (wakes to the take stage), every
+//! other change, or a `message.rejected` event; then the entry is acknowledged and deleted.
 //!
 //! An entry is acknowledged only after all of it is applied, or Rails was told that it never will be; and applying is
-//! idempotent: a pod that dies between is one that reads again. Nothing a message holds may stop the messages around it.
+//! idempotent: a pod that dies between is one that reads again. Nothing a message holds may stop the messages around it, and
+//! nobody's many messages those of others: the inbox is read ahead, and tenants take turns.
 
+mod backlog;
+mod inbox;
 mod reject;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{debug, info, warn};
+use tokio::time::sleep;
+use tracing::{debug, info};
 
-use super::{BATCH, Pod, Slot, ToTake, Undone};
+use super::{Pod, Slot, ToTake, Undone};
 use crate::contract::{self, Limits, Message};
 use crate::job::{JobId, LeaseId, PendingJob, ProjectId, Tenant};
 use crate::redis::scripts::Outcome;
-use crate::redis::{Arg, Entry, FannedOut, HandOver, ReadFrom, Reader, RedisError, Report, TakenJob};
+use crate::redis::{Entry, FannedOut, HandOver, Reader, Report, TakenJob};
 use crate::runner::{Lane, Scope};
 use crate::telemetry::labels::InboxType;
 use crate::telemetry::metrics;
+use backlog::{Backlog, Next, Parsed};
+pub use inbox::leave;
 
-/// How long an idle read waits; also how fast the stage ends.
-const BLOCK: Duration = Duration::from_millis(500);
-/// How often to look for entries that dead pods left.
-const CLAIM_EVERY: Duration = Duration::from_secs(2);
-/// An entry pending for so long belongs to a dead pod; a live one that is slower only sees it applied twice, which changes
-/// nothing.
-const CLAIM_AFTER: Duration = Duration::from_secs(10);
-
+/// The most entries that are applied together, and jobs that one call queues: about 2 ms of Redis, which is as long as
+/// everything else waits behind it.
+const BATCH: usize = 32;
+/// How many such batches are on their way at once: while one is answered, Redis has the next.
+const BATCHES_MAX: usize = 2;
 /// The most jobs of a call that may be handed over to free slots at once.
 const HANDED_MAX: usize = 8;
+/// How long until an entry is tried again that could neither be applied nor be told of.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
-/// Reads the inbox until the pod drains.
-pub async fn run(pod: Pod, mut reader: Reader, take: mpsc::Sender<ToTake>) {
+/// Applies the inbox until the pod drains, and then what it has read of it.
+pub async fn run(pod: Pod, reader: Reader, take: mpsc::Sender<ToTake>) {
+    let (entries_in, entries) = mpsc::channel(1); // one read ahead of the one that is sorted
     let stage = FanOut { limits: limits(&pod), pod, take };
-    let mut claim = tokio::time::interval_at(Instant::now() + CLAIM_EVERY, CLAIM_EVERY);
-    claim.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut from = Some("0".to_owned()); // one's own pending entries first: a read whose answer was lost
-    while !stage.pod.draining.is_cancelled() {
-        let read = stage.read(&mut reader, from.as_deref()).await;
-        let entries = match read {
-            Ok(entries) => entries,
-            Err(error) => {
-                warn!(%error, "inbox not read"); // the reader pauses by itself
-                from = Some("0".to_owned());
-                continue;
-            }
-        };
-        // Pending entries page by page, until there are none.
-        from = from.and_then(|_| entries.last().map(|entry| entry.id.clone()));
-        if let Err(Undone::Stopped) = stage.apply(entries).await {
-            return;
-        }
-        if claim.tick_if_due() {
-            match stage.claim().await {
-                Ok(entries) => drop(stage.apply(entries).await),
-                Err(error) => warn!(%error, "entries of dead pods not claimed"),
-            }
-        }
-    }
+    tokio::join!(inbox::read_all(&stage.pod, reader, entries_in), stage.apply_all(entries));
 }
 
 fn limits(pod: &Pod) -> Limits {
     Limits { payload_max_bytes: pod.config.payload_max_bytes, data_max_bytes: pod.config.data_max_bytes }
-}
-
-/// Whether a tick has come, without waiting for it.
-trait TickIfDue {
-    fn tick_if_due(&mut self) -> bool;
-}
-
-impl TickIfDue for tokio::time::Interval {
-    fn tick_if_due(&mut self) -> bool {
-        use futures::FutureExt;
-        self.tick().now_or_never().is_some()
-    }
 }
 
 struct FanOut {
@@ -97,78 +68,105 @@ type Kept = Vec<String>;
 // === impl FanOut ===
 
 impl FanOut {
-    async fn read(&self, reader: &mut Reader, pending_after: Option<&str>) -> Result<Vec<Entry>, RedisError> {
-        let config = &self.pod.config;
-        let from = pending_after.map_or(ReadFrom::New, ReadFrom::Pending);
-        let (count, consumer) = (config.inbox_batch as usize, self.pod.name.as_str());
-        reader.read_group(&config.inbox_stream, config.inbox_group.as_str(), consumer, count, Some(BLOCK), from).await
+    async fn apply_all(&self, mut entries: mpsc::Receiver<Vec<Entry>>) {
+        let mut backlog = Backlog::default();
+        let mut applying = FuturesUnordered::new();
+        let mut kept = FuturesUnordered::new();
+        let mut reads = true;
+        // Few jobs may go to free slots, for which they wait: others would pass them.
+        let mut is_few = false;
+        while reads || backlog.len() > 0 || !applying.is_empty() {
+            while backlog.len() > 0 && (applying.is_empty() || applying.len() < BATCHES_MAX && !is_few) {
+                let batch = backlog.next(BATCH);
+                is_few = batch.len() <= HANDED_MAX;
+                applying.push(self.apply(batch));
+            }
+            metrics().inbox_backlog.set(backlog.len() as f64);
+            tokio::select! {
+                read = entries.recv(), if reads && backlog.has_room() => match read {
+                    Some(entries) => self.sort(entries, &mut backlog),
+                    None => reads = false,
+                },
+                Some((ids, applied)) = applying.next() => {
+                    backlog.done(&ids);
+                    let not_done = match applied {
+                        Ok(not_done) => not_done,
+                        Err(Undone::Failed(_)) => ids,
+                        Err(Undone::Stopped) => return,
+                    };
+                    kept.extend(not_done.into_iter().map(async |id| {
+                        sleep(TRY_AGAIN_AFTER).await;
+                        id
+                    }));
+                }
+                Some(id) = kept.next() => backlog.add_again(&id),
+            }
+        }
     }
 
-    /// Entries that a dead pod read and did not acknowledge.
-    async fn claim(&self) -> Result<Vec<Entry>, RedisError> {
-        let config = &self.pod.config;
-        let args = [
-            Arg::from(&config.inbox_stream),
-            config.inbox_group.as_str().into(),
-            self.pod.name.as_str().into(),
-            (CLAIM_AFTER.as_millis() as u64).into(),
-            "0-0".into(),
-            "COUNT".into(),
-            config.inbox_batch.into(),
-        ];
-        let reply = self.pod.redis.command("XAUTOCLAIM", args).await?.into_array()?;
-        let entries = reply.into_iter().nth(1).map(|entries| entries.into_entries()).transpose()?.unwrap_or_default();
-        if !entries.is_empty() {
-            info!(entries = entries.len(), "inbox entries of a dead pod taken over");
+    fn sort(&self, entries: Vec<Entry>, backlog: &mut Backlog) {
+        for entry in entries {
+            let bytes = entry.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+            backlog.add(&entry.id, contract::parse(&entry.fields, &self.limits), bytes);
         }
-        Ok(entries)
+    }
+
+    /// Applies entries. Answers their ids, and of them those that stay pending.
+    async fn apply(&self, nexts: Vec<Next>) -> (Vec<String>, Result<Kept, Undone>) {
+        let ids: Vec<String> = nexts.iter().map(|next| next.id().to_owned()).collect();
+        let applied = self.apply_in_order(&ids, nexts).await;
+        (ids, applied)
     }
 
     /// Applies entries in their order within each partition, then acknowledges them.
-    async fn apply(&self, entries: Vec<Entry>) -> Result<(), Undone> {
-        if entries.is_empty() {
-            return Ok(());
-        }
+    async fn apply_in_order(&self, ids: &[String], nexts: Vec<Next>) -> Result<Kept, Undone> {
         let mut pending: Vec<Pending> = vec![Vec::new(); self.pod.partitions.len()];
         let mut rejected = Vec::new();
         let mut kept = Kept::new();
-        let mut ids = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let message = contract::parse(&entry.fields, &self.limits);
-            ids.push(entry.id.clone());
-            match message {
+        for (id, parsed) in self.whole(nexts).await? {
+            match parsed {
                 Ok(Message::JobPending(job)) => {
                     metrics().inbox_messages_total.of(InboxType::JobPending).increment(1);
-                    pending[usize::from(self.pod.keys.partition_of(&job.tenant))].push((entry.id, *job));
+                    pending[usize::from(self.pod.keys.partition_of(&job.tenant))].push((id, *job));
                 }
                 Ok(message) => {
                     // What is queued before it must be there when it is applied: a cancel after its job, for one.
                     kept.extend(self.queue_all(&mut pending).await?);
                     let job_id = job_of(&message);
-                    match self.apply_one(&entry.id, message).await {
-                        Err(Undone::Failed(_)) => kept.extend(self.reject_not_applied(&entry.id, job_id).await?),
+                    match self.apply_one(&id, message).await {
+                        Err(Undone::Failed(_)) => kept.extend(self.reject_not_applied(&id, job_id).await?),
                         done => done?,
                     }
                 }
-                Err(rejection) => rejected.push((entry.id, rejection)),
+                Err(rejection) => rejected.push((id, rejection)),
             }
         }
         kept.extend(self.queue_all(&mut pending).await?);
         kept.extend(self.reject_all(&rejected).await?);
-        ids.retain(|id| !kept.contains(id));
-        left_out(self.acknowledge(&ids).await)
+        let done: Vec<String> = ids.iter().filter(|id| !kept.contains(id)).cloned().collect();
+        left_out(inbox::acknowledge(&self.pod, &done).await)?;
+        Ok(kept)
+    }
+
+    /// The entries in their order; those are read again that were not kept, and left out if they are gone.
+    async fn whole(&self, nexts: Vec<Next>) -> Result<Vec<(String, Parsed)>, Undone> {
+        let left: Vec<String> = nexts.iter().filter(|next| next.is_left()).map(|next| next.id().to_owned()).collect();
+        let mut again = inbox::fetch(&self.pod, &left).await?.into_iter().peekable();
+        let whole = nexts.into_iter().filter_map(|next| match next {
+            Next::Kept(id, parsed) => Some((id, parsed)),
+            Next::Left(id) => {
+                let entry = again.next_if(|entry| entry.id == id)?;
+                Some((id, contract::parse(&entry.fields, &self.limits)))
+            }
+        });
+        Ok(whole.collect())
     }
 
     async fn queue_all(&self, pending: &mut [Pending]) -> Result<Kept, Undone> {
-        let mut kept = Kept::new();
-        for (number, jobs) in pending.iter_mut().enumerate() {
-            let jobs = std::mem::take(jobs);
-            let queued = join_all(jobs.chunks(BATCH).map(|batch| self.queue(number as u16, batch))).await;
-            for of_batch in queued {
-                kept.extend(of_batch?);
-            }
-        }
-        Ok(kept)
+        let batches = pending.iter_mut().map(std::mem::take).enumerate().filter(|(_, jobs)| !jobs.is_empty());
+        let queued = join_all(batches.map(async |(number, jobs)| self.queue(number as u16, &jobs).await));
+        let queued: Vec<Kept> = queued.await.into_iter().collect::<Result<_, _>>()?;
+        Ok(queued.concat())
     }
 
     /// Queues one script call's worth of jobs, or hands them over to free slots of this pod.
@@ -355,27 +353,6 @@ impl FanOut {
         let number = self.pod.keys.partition_of(tenant);
         (number, &self.pod.partitions[usize::from(number)])
     }
-
-    async fn acknowledge(&self, ids: &[String]) -> Result<(), Undone> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let (redis, config) = (&self.pod.redis, &self.pod.config);
-        let stream = Arg::from(&config.inbox_stream);
-        let group = Arg::from(config.inbox_group.as_str());
-        let ids = ids.iter().map(Arg::from);
-        let acked = [stream.clone(), group].into_iter().chain(ids.clone()).collect::<Vec<_>>();
-        let deleted = [stream].into_iter().chain(ids).collect::<Vec<_>>();
-        // In this order on one connection: an entry that is gone but pending would be claimed for ever.
-        let call = || async {
-            // Boxed, as two such futures side by side are large.
-            let acked = Box::pin(redis.command("XACK", acked.clone()));
-            let deleted = Box::pin(redis.command("XDEL", deleted.clone()));
-            let (acked, deleted) = tokio::join!(acked, deleted);
-            acked.and(deleted)
-        };
-        self.pod.until_done("acknowledge", call).await.map(drop)
-    }
 }
 
 /// What failed for good is in the log; what comes after it goes on.
@@ -407,17 +384,4 @@ fn label(message: &Message) -> InboxType {
         Message::TenantUpserted { .. } => InboxType::TenantUpserted,
         Message::ProjectUpserted { .. } => InboxType::ProjectUpserted,
     }
-}
-
-/// The inbox as this pod leaves: its consumer goes, with nothing pending, as the stage has ended.
-pub async fn leave(pod: &Pod) -> Result<(), RedisError> {
-    let config = &pod.config;
-    let args = [Arg::from(&config.inbox_stream), config.inbox_group.as_str().into(), pod.name.as_str().into()];
-    let pending = [Arg::from(&config.inbox_stream), config.inbox_group.as_str().into(), "-".into(), "+".into()];
-    let pending = pending.into_iter().chain(["1".into(), pod.name.as_str().into()]);
-    // Entries that could not be applied stay with the consumer, for another pod to claim.
-    if pod.redis.command("XPENDING", pending).await?.into_array()?.is_empty() {
-        pod.redis.command("XGROUP DELCONSUMER", args).await?;
-    }
-    Ok(())
 }

@@ -35,8 +35,9 @@ use crate::telemetry::metrics;
 use fleet::{ClassId, Fleet};
 use lanes::{LaneId, Lanes, Turn};
 
-/// The most lanes one take asks. A class that matches more asks them in turn; those found empty drop out.
-const LANES_MAX: usize = 32;
+/// The most lanes one take asks. A class that matches more asks them in turn; those found empty drop out, and those with a wake
+/// go first.
+const LANES_MAX: usize = 8;
 /// How long a class waits after a take that failed for good.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How often to count the free slots and look whether scopes are to be spoken for.
@@ -304,7 +305,8 @@ impl Take {
     /// A class with free slots and a lane that may have work for them.
     fn next_ask(&mut self, partition: u16) -> Option<Asked> {
         let known = &mut self.lanes[usize::from(partition)];
-        let (class, ids) = self.fleet.class_to_ask(partition, |id, rank| known.may_have_work(id, rank), LANES_MAX)?;
+        let may_have_work = |id, rank| known.may_have_work(id, rank);
+        let (class, ids) = self.fleet.class_to_ask(partition, known.woken(), may_have_work, LANES_MAX)?;
         let most = if ids.iter().any(|id| known.is_deep(*id)) { OFFERS_MAX } else { OFFERS_FIRST };
         let (turn, lanes) = known.asked(&ids);
         let offers = self.fleet.offer(class, partition, most);

@@ -108,6 +108,8 @@ metrics! {
     takes_total: By<Took, Counter>;
     /// Messages read from the inbox, by type; without those refused, whose type may be unknown.
     inbox_messages_total: By<InboxType, Counter>;
+    /// Inbox entries that this pod has read and not yet applied; tenants take turns.
+    inbox_backlog: Gauge;
     /// Inbox entries refused, each with a `message.rejected` event, by class of reason.
     messages_rejected_total: By<Rejected, Counter>;
     /// Sessions of runners open at this pod.

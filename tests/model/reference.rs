@@ -309,7 +309,8 @@ impl Reference {
         job.scope = Some(lane.scope);
         job.tenant.clone_from(&self.projects[&job.bucket.1].tenant);
         if lane.scope == Scope::Instance {
-            self.payers.entry(job.tenant.clone()).or_default().served = *now;
+            let payer = self.payers.entry(job.tenant.clone()).or_default();
+            payer.served = (*now).max(payer.served + 1);
             *now += 1;
         }
         self.events.push((id, "assigned".into(), job.attempt));

@@ -15,7 +15,7 @@ use crate::commands::rig::Rig;
 /// Tenants of each lane, where it is lanes that differ.
 const TENANTS: u64 = 10;
 /// The most lanes that a pod asks in one take: `LANES_MAX` of stage `take`.
-const ASKED_MAX: usize = 32;
+const ASKED_MAX: usize = 8;
 /// How often to match all lanes, of which the median counts.
 const MATCHES: usize = 101;
 
@@ -24,7 +24,7 @@ const MATCHES: usize = 101;
 /// Each side has a Redis of its own with as many jobs. Sides take turns, 100 jobs each, one a take, and the jobs taken are
 /// ended and replaced in between. The cost is what Redis itself counts for the scripts (INFO commandstats) for each job
 /// taken, the median of the rounds' means. Sides: --tenants in one lane (tenants_ratio: most to fewest); --lanes where
-/// each take asks one lane, the next take the next one (lanes_ratio); the same lanes where a take asks 32 of them at
+/// each take asks one lane, the next take the next one (lanes_ratio); the same lanes where a take asks 8 of them at
 /// once, or all if there are fewer, as a pod does for a runner that could run any job (asked_ratio). calls are
 /// those of the script for each job, more than 1 where some were spent on mending a lane's order; life_us adds starting,
 /// ending and queueing. match_us is a pod's own time to match one class of runners against all lanes.

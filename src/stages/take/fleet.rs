@@ -238,10 +238,12 @@ impl Fleet {
         }
     }
 
-    /// A class with a free slot and lanes to ask for it, at most `max` of them, those that were asked longest ago first.
+    /// A class with a free slot and lanes to ask for it, at most `max` of them: `woken` ones, then those that were asked
+    /// longest ago.
     pub(super) fn class_to_ask(
         &mut self,
         partition: u16,
+        woken: &[LaneId],
         may_have_work: impl Fn(LaneId, i64) -> bool,
         max: usize,
     ) -> Option<(ClassId, Vec<LaneId>)> {
@@ -259,13 +261,19 @@ impl Fleet {
             let rank = class.rank();
             let higher: Vec<_> = asking.iter().filter(|other| other.rank() < rank).collect();
             let is_theirs = |lane: &LaneId| higher.iter().any(|other| other.lanes[number].contains(lane));
-            let (before, after) = class.lanes[number].split_at(class.next[number].min(class.lanes[number].len()));
-            let in_turn = after.iter().chain(before).copied().enumerate();
-            let found = in_turn.filter(|(_, lane)| may_have_work(*lane, rank) && !is_theirs(lane));
-            let found: Vec<_> = found.take(max).collect();
-            let (last, _) = found.last()?;
-            let next = (before.len() + last + 1) % class.lanes[number].len();
-            Some((*id, next, found.into_iter().map(|(_, lane)| lane).collect()))
+            let may_bring = |lane: &&LaneId| may_have_work(**lane, rank) && !is_theirs(lane);
+            let matched = &class.lanes[number];
+            let first = woken.iter().filter(may_bring).filter(|lane| matched.contains(lane));
+            let mut found: Vec<LaneId> = first.take(max).copied().collect();
+            let (before, after) = matched.split_at(class.next[number].min(matched.len()));
+            let mut next = before.len();
+            for (at, lane) in after.iter().chain(before).enumerate().filter(|(_, lane)| may_bring(lane)) {
+                if found.len() < max && !found.contains(lane) {
+                    found.push(*lane);
+                    next = (before.len() + at + 1) % matched.len();
+                }
+            }
+            (!found.is_empty()).then_some((*id, next, found))
         })?;
         self.class_mut(id).next[number] = next;
         Some((id, lanes))

@@ -91,6 +91,11 @@ impl Lanes {
         }
     }
 
+    /// The lanes with a wake that no take has answered yet.
+    pub(super) fn woken(&self) -> &[LaneId] {
+        &self.woken
+    }
+
     /// Whether this pod thinks that it stands in the lane's `waiting`.
     pub(super) fn is_waiting(&self, id: LaneId) -> bool {
         self.lanes[id].waiting.is_some()

@@ -122,13 +122,17 @@ fn of_more_lanes_than_one_take_asks_each_has_its_turn() {
     one.record.tags = TagSet::new((0..40).map(|n| format!("t{n}"))).expect("tags");
     let (lanes, mut fleet) = (vec![lanes], Fleet::default());
     fleet.open(one, &lanes);
-    let mut ask =
-        |has_work: &dyn Fn(LaneId) -> bool| fleet.class_to_ask(0, |lane, _| has_work(lane), 32).expect("lanes").1;
-    let (first, second) = (ask(&|_| true), ask(&|_| true));
+    let mut ask = |woken: &[LaneId], has_work: &dyn Fn(LaneId) -> bool| {
+        fleet.class_to_ask(0, woken, |lane, _| has_work(lane), 32).expect("lanes").1
+    };
+    let (first, second) = (ask(&[], &|_| true), ask(&[], &|_| true));
     assert_eq!((first.len(), second.len()), (32, 32));
     assert_eq!(first.iter().chain(&second).copied().collect::<BTreeSet<_>>(), ids, "all lanes in two takes");
     assert!(!first.contains(&second[0]), "those left out come first");
-    assert_eq!(ask(&|lane| lane == second[5]), [second[5]], "wherever it stands");
+    assert_eq!(ask(&[], &|lane| lane == second[5]), [second[5]], "wherever it stands");
+    let woken = ask(&[first[7], first[3]], &|_| true);
+    assert_eq!((woken.len(), &woken[..2]), (32, &[first[7], first[3]][..]), "those with a wake first");
+    assert_eq!(woken.iter().collect::<BTreeSet<_>>().len(), 32, "each once");
 }
 
 #[test]
@@ -144,10 +148,10 @@ fn a_lower_class_gets_no_slot_asked_for_while_a_higher_one_asks_for_the_same_lan
     better.record.priority = 1;
     fleet.open(better, &lanes);
     let class_of = |fleet: &Fleet, session| fleet.sessions[&session].class;
-    assert_eq!(fleet.class_to_ask(0, |_, _| true, 8), Some((class_of(&fleet, high), vec![id])));
+    assert_eq!(fleet.class_to_ask(0, &[], |_, _| true, 8), Some((class_of(&fleet, high), vec![id])));
     let high_class = class_of(&fleet, high);
     assert_eq!(fleet.offer(high_class, 0, 1).len(), 1);
-    assert_eq!(fleet.class_to_ask(0, |_, _| true, 8), None, "its take may use the lane up");
+    assert_eq!(fleet.class_to_ask(0, &[], |_, _| true, 8), None, "its take may use the lane up");
     assert!(fleet.slot_for(0, &[id], |_| true).is_none());
     fleet.take_back(high_class, 0, std::iter::empty());
     // One slot of the higher class is in use, the other goes first; then the lower one's.
