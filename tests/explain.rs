@@ -1,0 +1,168 @@
+//! `explain` names what holds a job up, in each of the situations below: real Redis, a real pod, real sessions.
+
+#[path = "explain/situations.rs"]
+mod situations;
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::StreamExt;
+use job_router::explain::Explanation;
+use job_router::explain::facts::Seen;
+use job_router::job::{JobId, RunnerId, Tenant};
+use job_router::proto;
+use job_router::redis::{Arg, Change, Explainer, ExplainerKeys, Keys, Partition, Presence};
+use job_router::tags::TagSet;
+use serde_json::{Value, json};
+use situations::Step::{
+    self, Assign, Cancel, Decline, Finish, Ghost, Job, Off, On, OnWith, Pause, Project, Run, Runner,
+};
+use situations::{Situation, situations};
+use support::pods::{Installation, TestPod};
+use support::raw::{self, Raw};
+
+/// A stage for one situation.
+struct Stage {
+    installation: Installation,
+    pod: TestPod,
+    sessions: BTreeMap<u64, Raw>,
+    leases: BTreeMap<u64, (u64, proto::Lease)>,
+}
+
+fn explainer(installation: &Installation) -> Explainer {
+    let config = &installation.config;
+    let keys = Keys::new(&config.key_prefix, config.redis_partitions);
+    let keys = ExplainerKeys { keys, inbox_stream: config.inbox_stream.clone(), lease: config.lease };
+    Explainer::new(&installation.redis, keys)
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let mut installation = Installation::new().await;
+        // As long as a test may take.
+        installation.config.accept_timeout = Duration::from_secs(50);
+        installation.config.decline_backoff = Duration::from_secs(60);
+        let pod = installation.pod("a").await;
+        Self { installation, pod, sessions: BTreeMap::new(), leases: BTreeMap::new() }
+    }
+
+    fn raw(&mut self, runner: u64) -> &mut Raw {
+        self.sessions.get_mut(&runner).expect("it is connected")
+    }
+
+    async fn publish(&self, kind: &str, data: Value) {
+        self.installation.publish(kind, data).await;
+        self.installation.until_inbox_empty().await;
+    }
+
+    async fn job(&self, id: u64, data: Value) {
+        self.installation.job(id, data).await;
+        self.installation.until_inbox_empty().await;
+    }
+
+    async fn assign(&mut self, runner: u64, job: u64) -> proto::Assign {
+        self.job(job, json!({})).await;
+        let assign = self.raw(runner).assign().await;
+        assert_eq!(assign.lease.as_ref().map(|lease| lease.job_id), Some(job));
+        assign
+    }
+
+    async fn act(&mut self, step: Step) {
+        match step {
+            Runner(id, record) => self.installation.register(id, record).await,
+            On(id, slots) => self.connect(id, slots, &[]).await,
+            OnWith(id, slots, features) => self.connect(id, slots, features).await,
+            Off(id) => drop(self.sessions.remove(&id)),
+            Ghost(id) => {
+                let keys = Keys::new(&self.installation.config.key_prefix, 1);
+                let ghost = support::name("ghost");
+                let partition = Partition::new(self.installation.redis.clone(), &keys.partition(0));
+                partition.heartbeat(&ghost, "0", Duration::from_secs(60)).await.expect("beats");
+                let seen = Some(Seen { features: TagSet::default(), free: 1, backing_off: false });
+                let change = Change { runner_id: RunnerId(id), system_id: ghost.clone(), seen };
+                let presence = Presence::new(self.installation.redis.clone(), &keys.runners());
+                presence.tell(&ghost, &[change]).await.expect("tells");
+            }
+            Job(id, data) => self.job(id, data).await,
+            Assign(runner, job) => drop(self.assign(runner, job).await),
+            Decline(runner, job) => {
+                let assign = self.assign(runner, job).await;
+                let lease = assign.lease.expect("a lease");
+                self.raw(runner).say(raw::declined(&lease)).await;
+                self.installation.until_events("job.requeued", 1).await;
+                self.raw(runner).say(raw::slots(1, 1)).await;
+            }
+            Run(runner, job) => {
+                let assign = self.assign(runner, job).await;
+                let lease = self.raw(runner).accept(&assign).await;
+                self.leases.insert(job, (runner, lease));
+            }
+            Finish(job) => {
+                let (runner, lease) = self.leases[&job].clone();
+                self.raw(runner).say(raw::finished(&lease)).await;
+                self.installation.until_events("job.finished", 1).await;
+            }
+            Cancel(job) => {
+                self.publish("job.canceled", json!({"id": job, "tenant": "ns:1", "reason": "enough"})).await;
+            }
+            Project(kind, data) => self.publish(kind, data).await,
+            Pause(field, pause) => {
+                let key = format!("{{{}:0}}:paused", self.installation.config.key_prefix);
+                let args = [key, field.to_owned(), pause.to_string()].map(Arg::from);
+                self.installation.redis.command("HSET", args).await.expect("a reply");
+            }
+        }
+    }
+
+    async fn connect(&mut self, id: u64, slots: u32, features: &[&str]) {
+        let mut hello = raw::hello(&format!("s_{id}"), slots);
+        hello.features = features.iter().map(|name| (*name).to_owned()).collect();
+        let (session, _) = Raw::open(&self.pod.url, id, hello).await;
+        self.sessions.insert(id, session);
+    }
+
+    /// The explanation of job 1, once it gives this reason and names these things: what pods say of their runners is up to a
+    /// second old.
+    async fn explained(&self, (name, _, reason, words): &Situation) -> Explanation {
+        let explainer = explainer(&self.installation);
+        let last = std::sync::Mutex::new(String::new());
+        let look = async || {
+            let told = explainer.explain(JobId(1), None).await.expect("explains");
+            *last.lock().expect("no panic") = told.to_text();
+            let names = words.iter().all(|word| told.why.summary.contains(word));
+            (told.why.reason == *reason && names).then_some(told)
+        };
+        let look = self.installation.until(name, look);
+        match tokio::time::timeout(Duration::from_secs(10), look).await {
+            Ok(told) => told,
+            Err(_) => panic!("{name}: not {reason:?} with {words:?}, but\n{}", last.lock().expect("no panic")),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reason_a_job_waits_for_is_named_in_every_situation() {
+    let situations = situations();
+    let count = situations.len();
+    let run = async |mut situation: Situation| {
+        let mut stage = Stage::new().await;
+        for step in std::mem::take(&mut situation.1) {
+            stage.act(step).await;
+        }
+        let told = stage.explained(&situation).await;
+        let (name, _, reason, _) = situation;
+        let text = told.to_text();
+        println!("--- {name}\n{text}");
+        let first = text.lines().next().expect("a line");
+        assert!(first.contains(&told.why.summary), "{name}: the answer is the first line: {first}");
+        let json: Value = serde_json::from_str(&told.to_json()).expect("JSON");
+        assert_eq!(json["reason"], reason.as_str(), "{name}");
+        // With the tenant one partition is looked at, and the answer is the same.
+        let with_tenant = explainer(&stage.installation).explain(JobId(1), Some(&Tenant::of_namespace(1))).await;
+        assert_eq!(with_tenant.expect("explains").why.reason, reason, "{name}");
+        stage.pod.stop().await;
+    };
+    futures::stream::iter(situations).for_each_concurrent(6, run).await;
+    assert!(count >= 30, "{count}");
+}
