@@ -27,7 +27,7 @@ const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
 /// How long one look may take. The next goes on.
 const LOOK_MAX: Duration = Duration::from_millis(500);
 /// How long a stuck bucket is remembered without being found again: many times what all of them take to look at.
-const MEMORY: Duration = Duration::from_secs(3600);
+const MEMORY: Duration = Duration::from_secs(15 * 60);
 
 /// Looks until the pod has stopped.
 pub async fn run(pod: Pod) {
