@@ -4,12 +4,12 @@
 mod situations;
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
-use job_router::explain::Explanation;
 use job_router::explain::facts::Seen;
+use job_router::explain::{Explanation, Reason, RunnerReason};
 use job_router::job::{JobId, RunnerId, Tenant};
 use job_router::proto;
 use job_router::redis::{Arg, Change, Explainer, ExplainerKeys, Keys, Partition, Presence};
@@ -139,6 +139,68 @@ impl Stage {
             Err(_) => panic!("{name}: not {reason:?} with {words:?}, but\n{}", last.lock().expect("no panic")),
         }
     }
+}
+
+#[test]
+fn every_code_is_in_the_document_and_in_a_situation_or_a_test() {
+    let document = include_str!("../docs/explain.md");
+    for code in
+        Reason::ALL.iter().map(|reason| reason.as_str()).chain(RunnerReason::ALL.iter().map(|reason| reason.as_str()))
+    {
+        assert!(document.contains(&format!("`{code}`")), "docs/explain.md does not say what `{code}` is");
+    }
+    let staged: BTreeSet<Reason> = situations().into_iter().map(|(_, _, reason, _)| reason).collect();
+    let all: BTreeSet<Reason> = Reason::ALL.iter().copied().collect();
+    assert_eq!(staged, all, "each reason has its situation");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimate_comes_from_what_was_started_lately_and_only_then() {
+    for started in [4, 6] {
+        let mut stage = Stage::new().await;
+        let runs = (2..2 + u64::from(started)).map(|job| Run(7, job));
+        let steps = [Runner(7, json!({})), On(7, started)].into_iter().chain(runs).chain([Job(1, json!({}))]);
+        for step in steps {
+            stage.act(step).await;
+        }
+        let told = stage.explained(&("six jobs started", vec![], Reason::NoSlot, &["runner 7, is busy"])).await;
+        assert_eq!(told.estimate.as_ref().map(|guess| guess.starts), (started > 4).then_some(6), "{told:?}");
+        assert_eq!(told.to_text().contains("a guess, from 6 jobs"), started > 4);
+        stage.pod.stop().await;
+    }
+}
+
+/// What pods say of their runners goes with the session and with the pod, and is told again where Redis has lost it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pod_says_of_its_runners_goes_with_them_and_comes_back_after_a_loss() {
+    let mut stage = Stage::new().await;
+    for step in [Runner(7, json!({})), OnWith(7, 3, &["shared"]), Runner(8, json!({})), On(8, 1)] {
+        stage.act(step).await;
+    }
+    let key = format!("{{{}:runners}}:fleet:a", stage.installation.config.key_prefix);
+    let fleet = async |stage: &Stage, what: &str, wanted: &[(&str, Value)]| {
+        let wanted: BTreeMap<String, Value> =
+            wanted.iter().map(|(id, seen)| ((*id).to_owned(), seen.clone())).collect();
+        let look = async || {
+            let flat = stage.installation.redis.command("HGETALL", [Arg::from(&key)]).await.ok()?.into_array().ok()?;
+            let text = |reply: &job_router::redis::Reply| reply.as_str().expect("text").to_owned();
+            let pairs =
+                flat.chunks_exact(2).map(|pair| (text(&pair[0]), serde_json::from_str(&text(&pair[1])).expect("JSON")));
+            (pairs.collect::<BTreeMap<String, Value>>() == wanted).then_some(())
+        };
+        stage.installation.until(what, look).await;
+    };
+    let (seven, eight) = (("7:s_7", json!({"features": ["shared"], "free": 3})), ("8:s_8", json!({"free": 1})));
+    fleet(&stage, "both are there", &[seven.clone(), eight]).await;
+    stage.act(Off(8)).await;
+    fleet(&stage, "the one that left is not", std::slice::from_ref(&seven)).await;
+    stage.installation.redis.command("DEL", [Arg::from(&key)]).await.expect("a reply");
+    fleet(&stage, "it is told again", std::slice::from_ref(&seven)).await;
+    let Stage { installation, pod, sessions, .. } = stage;
+    pod.stop().await;
+    drop(sessions);
+    let left = installation.redis.command("EXISTS", [Arg::from(&key)]).await.expect("a reply");
+    assert_eq!(left.as_u64().expect("a count"), 0, "a pod that leaves takes its word along");
 }
 
 #[tokio::test(flavor = "multi_thread")]

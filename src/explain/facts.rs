@@ -144,6 +144,9 @@ pub struct Pause {
     /// Why, for people.
     #[serde(default)]
     pub note: String,
+    /// Who wants it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub by: String,
     /// Since when.
     #[serde(default)]
     pub since_ms: Option<u64>,

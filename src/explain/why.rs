@@ -177,9 +177,10 @@ fn blocked(job: &Live, scopes: &[&ScopePart]) -> (Reason, String) {
     };
     let paused = |what: String| {
         let pause = part.pause.clone().unwrap_or_default();
+        let by = if pause.by.is_empty() { String::new() } else { format!(" by {}", quoted(&pause.by)) };
         let note = if pause.note.is_empty() { String::new() } else { format!(" ({})", quoted(&pause.note)) };
         let until = pause.until_ms.map(|until| format!(", for another {}", duration(until.saturating_sub(job.now_ms))));
-        format!("{what} paused{note}{}", until.unwrap_or_default())
+        format!("{what} paused{by}{note}{}", until.unwrap_or_default())
     };
     let cap = |running: &super::Running| {
         format!("{} of at most {} on instance runners", running.running, running.max_running.unwrap_or(0))
@@ -202,7 +203,7 @@ pub(super) fn unknown(lag: InboxLag) -> Why {
     let inbox = match lag.entries {
         0 => String::new(),
         n => format!(
-            ", or is among the {} that no pod has applied yet, the oldest of {} ago",
+            ", or is among the {} that no pod has applied yet (the oldest of {} ago)",
             if n == 1 { "1 entry of the inbox".to_owned() } else { format!("{n} entries of the inbox") },
             duration(lag.oldest_ms)
         ),

@@ -1,6 +1,6 @@
 //! Reads what an explanation is made from: the job in its partition, the runners, what was started lately. Writes nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -37,6 +37,9 @@ pub struct ExplainerKeys {
     /// How long a lease lasts at the pods.
     pub lease: Duration,
 }
+
+/// How many connected runners that the registry does not list are looked up one by one.
+const UNLISTED_MAX: usize = 1_000;
 
 /// The names and values that `explain.lua` told.
 struct Told(HashMap<String, Reply>);
@@ -94,7 +97,15 @@ impl Explainer {
         let pods = self.presence.pods(first.key("pods")).await?;
         let connected = self.presence.of(&pods).await?;
         // Read after: a runner is registered before it connects.
-        Ok(Roster::new(self.runners.all().await?, connected))
+        let mut records = self.runners.all().await?;
+        let known: HashSet<u64> = records.iter().map(|record| record.id).collect();
+        let unlisted: BTreeSet<RunnerId> =
+            connected.iter().map(|(id, _)| *id).filter(|id| !known.contains(&id.0)).collect();
+        // Registered before there was a list, or deleted a moment ago.
+        for id in unlisted.into_iter().take(UNLISTED_MAX) {
+            records.extend(self.runners.get(id).await?);
+        }
+        Ok(Roster::new(records, connected))
     }
 
     async fn inbox_lag(&self, id: JobId, now_ms: u64) -> Result<InboxLag, RedisError> {

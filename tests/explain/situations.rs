@@ -62,7 +62,7 @@ fn one(record: Value, job: Value) -> Vec<Step> {
 
 pub(crate) fn situations() -> Vec<Situation> {
     let long_ago = json!({"note": "", "since_ms": 1, "until_ms": 2});
-    let pause = || json!({"note": "a fire", "since_ms": 1, "until_ms": null});
+    let pause = || json!({"note": "a fire", "by": "ops", "since_ms": 1, "until_ms": null});
     let lane = Box::leak(format!("lane:instance:{}", support::instance_lane().fingerprint).into_boxed_str());
     vec![
         ("a job nobody published", vec![], Reason::Unknown, &["never published", "ended too long ago"]),
@@ -220,7 +220,7 @@ pub(crate) fn situations() -> Vec<Situation> {
             "its tenant is paused",
             waits_for_7_and(Pause("tenant:ns%3A1", pause())),
             Reason::PausedTenant,
-            &["its tenant `ns:1` is paused (`a fire`)"],
+            &["its tenant `ns:1` is paused by `ops` (`a fire`)"],
         ),
         (
             "its project is paused",
