@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
-use job_router::explain::facts::Seen;
-use job_router::explain::{Explanation, Reason, RunnerReason};
-use job_router::job::{JobId, RunnerId, Tenant};
+use job_router::explain::facts::{Look, Roster, Seen};
+use job_router::explain::{Explanation, Reason, RunnerReason, explain};
+use job_router::job::{JobId, PendingJob, Priority, RunnerId, Tenant};
 use job_router::proto;
 use job_router::redis::{Arg, Change, Explainer, ExplainerKeys, Keys, Partition, Presence};
+use job_router::runner::Scope;
 use job_router::tags::TagSet;
 use serde_json::{Value, json};
 use situations::Step::{
@@ -139,6 +140,49 @@ impl Stage {
             Err(_) => panic!("{name}: not {reason:?} with {words:?}, but\n{}", last.lock().expect("no panic")),
         }
     }
+}
+
+#[tokio::test]
+async fn a_look_at_a_job_behind_a_long_backlog_stays_small_and_says_at_least() {
+    let (installation, _server) = Installation::alone().await;
+    let partition = Partition::new(installation.redis.clone(), "{look:0}:");
+    let pod = support::name("pod");
+    partition.heartbeat(&pod, "0", Duration::from_secs(60)).await.expect("beats");
+    for scope in [Scope::Instance, Scope::Group(1), Scope::Project(1)] {
+        assert!(!partition.scope(scope, false).await.expect("opens"));
+        partition.index(&pod, None).await.expect("indexes");
+        assert!(partition.scope(scope, true).await.expect("opens"));
+    }
+    // 300 in its bucket, and 100 buckets of other projects that go first.
+    let mut jobs: Vec<PendingJob> = (1..=300).map(support::job).collect();
+    for project in 101..=200 {
+        let mut job = support::of_tenant(support::job(project + 1_000), 1, project);
+        job.priority = Priority::new(2).expect("a priority");
+        jobs.push(job);
+    }
+    jobs.push(support::job(999));
+    for (n, page) in jobs.chunks(64).enumerate() {
+        let entries: Vec<_> =
+            page.iter().map(|job| (format!("{}-{}", 1_780_000_000_000 + n, job.id), job.clone())).collect();
+        partition.fan_out(&pod, &entries, Duration::ZERO, &[]).await.expect("fans out");
+    }
+    let calls = async || {
+        let stats = installation.command("INFO", &["commandstats"]).await;
+        let lines = stats.as_str().expect("text").lines().filter_map(|line| line.split_once(":calls="));
+        lines.map(|(_, rest)| rest.split(',').next().expect("a number").parse::<u64>().expect("a number")).sum::<u64>()
+    };
+    partition.explain(JobId(999)).await.expect("looks"); // so that the script is known
+    let before = calls().await;
+    let (_, look) = partition.explain(JobId(999)).await.expect("looks");
+    let made = calls().await - before;
+    assert!(made <= 300, "{made} calls");
+    let Some(Look::Live(job)) = look else { panic!("it is queued: {look:?}") };
+    assert_eq!((job.ahead.count, job.ahead.at_least), (256, true));
+    let instance = job.lanes.iter().find(|lane| lane.lane.scope == Scope::Instance).expect("its lane");
+    assert_eq!((instance.tenants_ahead, instance.tenants, instance.buckets_ahead), (Some(0), 1, Some(100)));
+    assert!(instance.ahead.at_least && instance.ahead.count <= 64, "{instance:?}");
+    let told = explain(&Look::Live(job), &Roster::default(), &[], 60_000);
+    assert!(told.place.expect("a place").jobs_ahead.at_least);
 }
 
 #[test]

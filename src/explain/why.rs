@@ -45,7 +45,8 @@ pub(super) fn stuck(project: &ProjectFacts, judged: &[Judged<'_>], roster: &Rost
     }
     let any_online = roster.any_online();
     let counted = judged.iter().filter(|one| !one.gaps.is_empty() && one.runner.is_online() == any_online);
-    let nearest = runners::nearest(counted);
+    // Where those that could take it are just not there, what others that are not there lack is no help.
+    let nearest = if offline > 0 && !any_online { None } else { runners::nearest(counted) };
     let (missing, nearest, near) =
         nearest.map_or((Vec::new(), Vec::new(), 0), |nearest| (nearest.gaps, nearest.examples, nearest.runners));
     let (reason, summary) = if roster.runners.is_empty() {

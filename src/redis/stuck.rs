@@ -85,7 +85,7 @@ impl Partition {
     /// Where the last look ended; `-`: at the end.
     pub async fn stuck_from(&self) -> Result<String, RedisError> {
         let from = self.redis.command("GET", [self.key("stuck_from").into()]).await?.into_option();
-        Ok(from.map_or(Ok("-".to_owned()), |from| from.as_str().map(str::to_owned))?)
+        from.map_or_else(|| Ok("-".to_owned()), |from| from.as_str().map(str::to_owned))
     }
 
     /// Remembers where a look ended; empty: at the end.
