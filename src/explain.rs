@@ -65,6 +65,9 @@ pub struct Explanation {
     /// Runners of none of its scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub elsewhere: Vec<Group>,
+    /// Pods that do not say which runners they have, of an older version perhaps: their runners look offline.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub silent_pods: Vec<String>,
 }
 
 /// What is known of a live job.
@@ -188,6 +191,7 @@ fn bare(id: JobId, state: &'static str, why: Why) -> Explanation {
         estimate: None,
         scopes: Vec::new(),
         elsewhere: Vec::new(),
+        silent_pods: Vec::new(),
     }
 }
 
@@ -218,6 +222,7 @@ fn queued(job: &Live, roster: &Roster, starts: &[Start]) -> Explanation {
         estimate,
         elsewhere: runners::groups(judged.iter().filter(|one| one.scopes.is_empty())),
         scopes,
+        silent_pods: roster.silent_pods.iter().map(ToString::to_string).collect(),
         ..bare(job.id, "queued", why)
     }
 }

@@ -105,6 +105,27 @@ async fn a_job_that_only_waits_for_a_slot_or_a_cap_is_not_told_of() {
     pod.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_told_while_a_living_pod_does_not_say_which_runners_it_has() {
+    let installation = installation(600).await;
+    let pod = installation.pod("a").await;
+    let key = format!("{{{}:0}}:", installation.config.key_prefix);
+    let old = job_router::redis::Partition::new(installation.redis.clone(), &key);
+    let name = support::name("old");
+    let began = std::time::Instant::now();
+    installation.job(1, json!({"tags": ["gpu"]})).await;
+    while began.elapsed() < Duration::from_millis(2_000) {
+        old.heartbeat(&name, "0", Duration::from_secs(60)).await.expect("beats");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(told(&installation).await.len(), 0);
+    let told = ask(&pod, 1, "").await.expect("an answer");
+    assert!(told.text.contains("pods old do not say which runners they have"), "{}", told.text);
+    // It goes silent for good, and is buried.
+    assert_eq!(id(&nth(&installation, 1).await), 1);
+    pod.end().await;
+}
+
 async fn ask(pod: &TestPod, id: u64, tenant: &str) -> Result<job_router::proto::ExplainResponse, tonic::Status> {
     let channel = raw::channel(&format!("http://{}", pod.admin)).await;
     let request = ExplainRequest { id, tenant: tenant.to_owned() };

@@ -171,6 +171,8 @@ pub struct Pauses {
 pub struct Roster {
     /// By id.
     pub runners: Vec<KnownRunner>,
+    /// Pods that do not say which runners they have: these look offline.
+    pub silent_pods: Vec<Name>,
 }
 
 /// A registered runner.
@@ -233,7 +235,7 @@ impl Roster {
             }
         }
         runners.iter_mut().for_each(KnownRunner::classify);
-        Self { runners }
+        Self { runners, silent_pods: Vec::new() }
     }
 
     /// Whether any is connected.

@@ -56,6 +56,14 @@ pub(super) fn lines(told: &Explanation) -> String {
         line("elsewhere", "runners that serve none of its scopes".to_owned());
         told.elsewhere.iter().for_each(|one| line("", group(one)));
     }
+    if !told.silent_pods.is_empty() {
+        let pods = told.silent_pods.iter().map(String::as_str).take(super::runners::EXAMPLES_MAX).collect::<Vec<_>>();
+        let more = if told.silent_pods.len() > pods.len() { ", …" } else { "" };
+        line(
+            "not heard",
+            format!("pods {}{more} do not say which runners they have: these look offline", pods.join(", ")),
+        );
+    }
     text
 }
 

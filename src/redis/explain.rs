@@ -95,7 +95,7 @@ impl Explainer {
     pub async fn roster(&self) -> Result<Roster, RedisError> {
         let first = self.partitions.first().expect("there is at least one partition");
         let pods = self.presence.pods(first.key("pods")).await?;
-        let connected = self.presence.of(&pods).await?;
+        let (connected, silent) = self.presence.of(&pods).await?;
         // Read after: a runner is registered before it connects.
         let mut records = self.runners.all().await?;
         let known: HashSet<u64> = records.iter().map(|record| record.id).collect();
@@ -105,7 +105,7 @@ impl Explainer {
         for id in unlisted.into_iter().take(UNLISTED_MAX) {
             records.extend(self.runners.get(id).await?);
         }
-        Ok(Roster::new(records, connected))
+        Ok(Roster { silent_pods: silent, ..Roster::new(records, connected) })
     }
 
     async fn inbox_lag(&self, id: JobId, now_ms: u64) -> Result<InboxLag, RedisError> {

@@ -1,6 +1,7 @@
 //! Which managers are connected where, and their free slots: told by each pod, for those who explain.
 //!
 //! One hash per pod, in the registry's slot: `{jr:runners}:fleet:<pod>`, a field for each manager, `<runner id>:<system id>`.
+//! A field `v` stands beside them, so that a pod without runners is told from one that says nothing, of an older version say.
 //! A pod writes what has changed about once a second, so what is read is up to that old, and the whole goes with the pod:
 //! it expires [`FLEET_TTL`] after the last word. Nobody decides by it about a job.
 
@@ -13,6 +14,8 @@ use crate::job::{Name, RunnerId};
 
 /// How long what a pod said of its runners stays after its last word.
 pub const FLEET_TTL: Duration = Duration::from_secs(10);
+/// The field that is always there.
+const MARK: &str = "v";
 /// Managers of one read: what Redis answers in well below a millisecond.
 const PAGE: u64 = 500;
 
@@ -44,7 +47,7 @@ impl Presence {
 
     /// Says what has changed at a pod. May be repeated.
     pub async fn tell(&self, pod: &Name, changes: &[Change]) -> Result<(), RedisError> {
-        let (mut now, mut gone) = (vec![self.key(pod)], vec![self.key(pod)]);
+        let (mut now, mut gone) = (vec![self.key(pod), MARK.into(), "1".into()], vec![self.key(pod)]);
         for change in changes {
             let field = format!("{}:{}", change.runner_id, change.system_id);
             match &change.seen {
@@ -55,9 +58,7 @@ impl Presence {
         if gone.len() > 1 {
             self.redis.command("HDEL", gone).await?;
         }
-        if now.len() > 1 {
-            self.redis.command("HSET", now).await?;
-        }
+        self.redis.command("HSET", now).await?;
         self.keep(pod).await.map(drop)
     }
 
@@ -71,11 +72,15 @@ impl Presence {
         self.redis.command("UNLINK", [self.key(pod)]).await.map(drop)
     }
 
-    /// All managers that are connected to these pods.
-    pub async fn of(&self, pods: &[Name]) -> Result<Vec<(RunnerId, Manager)>, RedisError> {
-        let mut all = Vec::new();
+    /// All managers that are connected to these pods, and those of the pods that say nothing.
+    pub async fn of(&self, pods: &[Name]) -> Result<(Vec<(RunnerId, Manager)>, Vec<Name>), RedisError> {
+        let (mut all, mut silent) = (Vec::new(), Vec::new());
         for pod in pods {
             let mut cursor = "0".to_owned();
+            if self.redis.command("EXISTS", [self.key(pod)]).await?.as_u64()? == 0 {
+                silent.push(pod.clone());
+                continue;
+            }
             loop {
                 let args = [self.key(pod), cursor.into(), "COUNT".into(), PAGE.into()];
                 let [next, page] = self.redis.command("HSCAN", args).await?.into_tuple()?;
@@ -91,7 +96,7 @@ impl Presence {
         }
         all.sort_by(|(a, one), (b, other)| (a, &one.system_id, &one.pod).cmp(&(b, &other.system_id, &other.pod)));
         all.dedup(); // a scan may tell one twice
-        Ok(all)
+        Ok((all, silent))
     }
 
     /// The pods that are known in a partition.

@@ -64,7 +64,7 @@ async fn say(
     news: &[Change],
 ) -> Result<(), RedisError> {
     // The word before is gone: Redis lost it, or was away for long.
-    if !told.is_empty() && !presence.keep(&pod.name).await? {
+    if !presence.keep(&pod.name).await? {
         return tell_all(pod, presence, told).await;
     }
     for page in news.chunks(PAGE) {
@@ -75,6 +75,7 @@ async fn say(
 
 async fn tell_all(pod: &Pod, presence: &Presence, told: &HashMap<(RunnerId, Name), Seen>) -> Result<(), RedisError> {
     presence.forget(&pod.name).await?;
+    presence.tell(&pod.name, &[]).await?;
     let all = told.iter().map(|((runner_id, system_id), seen)| Change {
         runner_id: *runner_id,
         system_id: system_id.clone(),

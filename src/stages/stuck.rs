@@ -4,13 +4,16 @@
 //! head of each that is stuck is told of, with how many jobs stand with it. One pod at a time looks, by a claim that
 //! expires; what was told is remembered in Redis, so who looks next goes on.
 //!
-//! What must stay true: a look costs a bounded time, however many buckets there are: the next goes on where it ended.
+//! What must stay true:
+//!
+//! - A look costs a bounded time, however many buckets there are: the next goes on where it ended.
+//! - While some living pod does not say which runners it has, nothing is told: they may be what is missing.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Pod;
 use crate::clock::jitter;
@@ -74,6 +77,13 @@ async fn look(
                 Some(roster) => roster,
                 None => roster.insert(explainer.roster().await?),
             };
+            if !roster.silent_pods.is_empty() {
+                debug!(
+                    silent = roster.silent_pods.len(),
+                    "some pods do not say which runners they have; nothing is told"
+                );
+                return Ok(());
+            }
             let mut verdicts = Vec::with_capacity(page.buckets.len());
             for bucket in page.buckets {
                 if !known.contains_key(&kind_of(&bucket)) {
