@@ -6,6 +6,7 @@
 -- KEYS[1]  {jr:runners}:id:<id>           hash    version, token_sha256, record (JSON; '' when deleted)
 -- KEYS[2]  {jr:runners}:token:<sha256>    string  runner id (the new token's; of a deletion: KEYS[1] again)
 -- KEYS[3]  {jr:runners}:changes           stream  runner ids whose record changed, for pods to follow
+-- KEYS[4]  {jr:runners}:ids               set     ids of runners that are not deleted
 -- ARGV[1]  runner id
 -- ARGV[2]  version         inbox entry id
 -- ARGV[3]  token_sha256    hex, or '' when deleted
@@ -31,8 +32,10 @@ end
 redis.call('HSET', KEYS[1], 'version', version, 'token_sha256', token, 'record', record)
 if record == '' then
   redis.call('PEXPIRE', KEYS[1], FORGET_MS)
+  redis.call('SREM', KEYS[4], id)
 else
   redis.call('PERSIST', KEYS[1])
+  redis.call('SADD', KEYS[4], id)
   redis.call('SET', KEYS[2], id)
 end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 10000, '*', 'id', id)

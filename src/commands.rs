@@ -18,6 +18,7 @@ mod connection;
 mod demo;
 mod dev;
 mod events;
+mod explain;
 mod jobs;
 mod lanes;
 mod ledger;
@@ -57,6 +58,7 @@ enum Command {
     RunnerAdd(runner_add::Args),
     Runner(Box<runner::Args>),
     Jobs(jobs::Args),
+    Explain(explain::Args),
     Events(events::Args),
     Lanes(lanes::Args),
     Bench(bench::Args),
@@ -137,6 +139,7 @@ async fn run_tool(command: Command, stop: CancellationToken) -> anyhow::Result<(
         Command::Publish(args) => publish::run(args, stop).await,
         Command::RunnerAdd(args) => runner_add::run(args).await,
         Command::Jobs(args) => jobs::run(args).await,
+        Command::Explain(args) => explain::run(args).await,
         Command::Events(args) => events::run(args, stop).await,
         Command::Lanes(args) => lanes::run(args).await,
         Command::Bench(args) => Box::pin(bench::run(args, stop)).await,

@@ -120,6 +120,8 @@ settings! {
     give_back_limit: u32,
     /// How long a runner that declined gets nothing; zero: no back-off.
     decline_backoff: Duration,
+    /// How long a job that no online runner could ever take waits before Rails is told.
+    stuck_after: Duration,
     /// How long a job waits for the runner it likes; zero: not at all.
     affinity_wait: Duration,
     /// The order of group and project lanes.

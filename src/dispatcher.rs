@@ -28,7 +28,10 @@ use crate::grpc::{self, Doors};
 use crate::redis::{Keys, Partition, RedisSettings, Runners};
 use crate::stages::held::Held;
 use crate::stages::sessions::Sessions;
-use crate::stages::{Pod, admit, fan_out, finish, give_back, mail, recover, registry, running, scopes, start, take};
+use crate::stages::{
+    Pod, admit, explain, fan_out, finish, give_back, mail, presence, recover, registry, running, scopes, start, stuck,
+    take,
+};
 use crate::telemetry::admin::{self, Admin};
 use crate::telemetry::{Readiness, registry as metrics_registry, samplers};
 
@@ -44,6 +47,9 @@ pub struct Listeners {
 /// and a slow one is felt by those before it.
 const CHANNEL: usize = 1024;
 
+/// Questions that wait to be answered: people ask one by one, and an answer takes milliseconds.
+const QUESTIONS: usize = 16;
+
 /// Runs a pod until `shutdown`, then drains it.
 ///
 /// # Errors
@@ -56,7 +62,10 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let (draining, stopped, gone) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let mut tasks = JoinSet::new();
 
+    let (questions_in, questions) = mpsc::channel(QUESTIONS);
+    let (path, service) = grpc::admin_service(questions_in);
     let router = admin::router(Admin { readiness: readiness.clone(), registry: metrics_registry() });
+    let router = router.route_service(&format!("{path}/{{*call}}"), service);
     tasks.spawn(ended("admin", admin::serve(listeners.admin, router, gone.clone())));
 
     let settings = redis_settings(&config)?;
@@ -86,6 +95,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let (closed_in, closed) = mpsc::unbounded_channel(); // one for each session; see `Doors::closed`
     let (give_back_in, returns) = mpsc::channel(CHANNEL);
     let (scopes_in, scopes_used) = mpsc::channel(CHANNEL);
+    let (presence_in, seen) = mpsc::channel(1); // what is not told yet stays with the fleet
     let (knocks_in, knocks) = mpsc::channel(CHANNEL);
     let (accepted_in, accepted) = mpsc::channel(CHANNEL);
     let (declined_in, declined) = mpsc::channel(CHANNEL);
@@ -104,7 +114,10 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let reader = pod.redis.reader().await.context("redis")?;
     tasks.spawn(ended_ok("registry", registry::run(pod.clone(), reader, changes_from, to_take.clone())));
     let inputs = take::Inputs { stages: from_stages, slots, closed };
-    tasks.spawn(ended_ok("take", take::run(pod.clone(), inputs, give_back_in.clone(), scopes_in)));
+    tasks.spawn(ended_ok("take", take::run(pod.clone(), inputs, give_back_in.clone(), scopes_in, presence_in)));
+    tasks.spawn(ended_ok("presence", presence::run(pod.clone(), seen)));
+    tasks.spawn(ended_ok("explain", explain::run(pod.clone(), questions)));
+    tasks.spawn(ended_ok("stuck", stuck::run(pod.clone())));
     tasks.spawn(ended_ok("scopes", scopes::run(pod.clone(), scopes_used, to_take.clone())));
     tasks.spawn(ended_ok("admit", admit::run(pod.clone(), knocks, to_take.clone(), closed_in.clone())));
     tasks.spawn(ended_ok("start", start::run(pod.clone(), accepted)));

@@ -13,12 +13,14 @@
 //! - The end of a session is told, whatever ends it; a runner that does not read is told twice, as its stream may end
 //!   late or never.
 
+mod admin;
 mod connection;
 mod convert;
 mod outbox;
 mod server;
 mod session;
 
+pub use admin::{Question, admin_service};
 pub use outbox::{Outbox, SessionId};
 pub use server::{Limits, serve};
 pub use session::{Answer, Beat, Closed, Doors, Finished, Hello, Knock, Slots, Spoken};

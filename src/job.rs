@@ -120,7 +120,7 @@ pub struct PendingJob {
 }
 
 /// What belongs to a project, though every `job.pending` carries it: the newest message wins for all its jobs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ProjectFacts {
     /// The project.
     pub id: ProjectId,

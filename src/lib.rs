@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words | [`job`], [`tags`], [`runner`], [`flow`], [`fairness`], [`clock`], [`contract`] |
+//! | words | [`job`], [`tags`], [`runner`], [`flow`], [`fairness`], [`clock`], [`contract`], [`explain`] |
 //! | edges | [`config`], [`telemetry`], [`redis`], [`grpc`], [`proto`] |
 //! | stages | [`stages`], one module for each thing that happens to a job |
 //! | wiring | [`dispatcher`], `main` and its subcommands |
@@ -17,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod contract;
 pub mod dispatcher;
+pub mod explain;
 pub mod fairness;
 pub mod flow;
 pub mod grpc;

@@ -13,9 +13,11 @@
 
 mod client;
 mod error;
+mod explain;
 mod keys;
 mod link;
 mod partition;
+mod presence;
 mod private;
 mod reader;
 mod reply;
@@ -23,14 +25,18 @@ mod runners;
 mod script;
 pub mod scripts;
 mod settings;
+mod stuck;
 
 pub use client::Redis;
 pub use error::{RedisError, Refusal};
+pub use explain::{Explainer, ExplainerKeys};
 pub use keys::Keys;
 pub use partition::{Due, Expired, FannedOut, HandOver, Mail, Offer, Partition, Renewed, Report, Return, TakenJob};
+pub use presence::{Change, FLEET_TTL, Presence};
 pub use private::{PrivateRedis, PrivateRedisError, PrivateRedisOptions};
 pub use reader::{BLOCK_MAX, ReadFrom, Reader};
 pub use reply::{Arg, Entry, Reply};
 pub use runners::Runners;
 pub use script::{Library, Script};
 pub use settings::{COMMAND_TIMEOUT, RedisSettings};
+pub use stuck::{BucketKind, BucketPage, StuckReason, Verdict};

@@ -99,6 +99,21 @@ pub struct RunnerClass {
     pub priority: i32,
 }
 
+/// One thing that keeps a runner from a job.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Missing {
+    /// It lacks this tag of the job.
+    Tag(Box<str>),
+    /// The job has no tags, and it takes only jobs with tags.
+    RunUntagged,
+    /// The job is not on a protected ref, and it takes only those that are.
+    Protected,
+    /// It lacks this feature that the job requires.
+    Feature(Box<str>),
+    /// It does not serve the scope; a paused one serves none.
+    Scope,
+}
+
 // === impl Scope ===
 
 impl Scope {
@@ -187,6 +202,26 @@ impl RunnerClass {
             && (!job.tags.is_empty() || self.run_untagged)
             && (!self.protected_only || job.protected)
             && job.requires.is_subset(&self.features)
+    }
+
+    /// What keeps a runner of this class from jobs of a lane with this scope and capability: nothing exactly when
+    /// it [`matches`](Self::matches).
+    pub fn missing(&self, scope: Scope, job: &Capability) -> Vec<Missing> {
+        let mut missing = self.missing_to_run(job);
+        if !self.scopes.contains(&scope) {
+            missing.push(Missing::Scope);
+        }
+        missing
+    }
+
+    /// What it lacks of what the job needs, scope apart: nothing exactly when it [`can_run`](Self::can_run) the job.
+    pub fn missing_to_run(&self, job: &Capability) -> Vec<Missing> {
+        let tags = job.tags.iter().filter(|tag| !self.tags.contains(tag)).map(|tag| Missing::Tag(tag.into()));
+        let untagged = (job.tags.is_empty() && !self.run_untagged).then_some(Missing::RunUntagged);
+        let protected = (self.protected_only && !job.protected).then_some(Missing::Protected);
+        let features = job.requires.iter().filter(|name| !self.features.contains(name));
+        let features = features.map(|name| Missing::Feature(name.into()));
+        tags.chain(untagged).chain(protected).chain(features).collect()
     }
 
     /// Whether a runner of this class may take jobs of a lane with this scope and capability.

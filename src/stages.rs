@@ -14,21 +14,27 @@
 //! | [`give_back`] | returns what was not delivered |
 //! | [`mail`] | hears from scripts that other pods ran |
 //! | [`scopes`] | opens lanes for the scopes this pod's runners have |
+//! | [`presence`] | tells who is connected here, for those who explain |
 //! | [`registry`] | follows changes of runners |
 //! | [`recover`] | beats, expires, buries dead pods, sweeps |
+//! | [`explain`] | answers why a job is where it is |
+//! | [`stuck`] | tells of jobs that no online runner could ever take |
 
 pub mod admit;
+pub mod explain;
 pub mod fan_out;
 pub mod finish;
 pub mod give_back;
 pub mod held;
 pub mod mail;
+pub mod presence;
 pub mod recover;
 pub mod registry;
 pub mod running;
 pub mod scopes;
 pub mod sessions;
 pub mod start;
+pub mod stuck;
 pub mod take;
 
 use std::sync::Arc;

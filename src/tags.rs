@@ -67,6 +67,11 @@ impl TagSet {
         self.0.iter().map(AsRef::as_ref)
     }
 
+    /// Whether this tag is in it.
+    pub fn contains(&self, tag: &str) -> bool {
+        self.0.binary_search_by(|held| (**held).cmp(tag)).is_ok()
+    }
+
     /// Whether every tag of this set is in `other`.
     pub fn is_subset(&self, other: &Self) -> bool {
         self.0.iter().all(|tag| other.0.binary_search(tag).is_ok())

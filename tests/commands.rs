@@ -132,6 +132,28 @@ async fn publish_keeps_the_order_of_many_lines() {
 }
 
 #[tokio::test]
+async fn explain_answers_for_a_job_nobody_knows_and_names_the_mistake_in_a_bad_question() {
+    let redis = redis();
+    assert!(run(&redis, &["publish"], GOOD).status.success());
+    let output = run(&redis, &["explain", "1"], "");
+    assert!(output.status.success(), "{output:?}");
+    let told = text(&output.stdout);
+    assert!(told.starts_with("job 1: it is not known: it was never published, or ended too long ago"), "{told}");
+    assert!(told.contains("the 1 entry of the inbox that no pod has applied yet"), "{told}");
+    let output = run(&redis, &["explain", "1", "--json", "--tenant", "ns:3"], "");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["v"], &json["reason"]), (&1.into(), &"unknown".into()));
+    let output = run(&redis, &["explain", "1", "--tenant", &"x".repeat(65)], "");
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("--tenant must be 1 to 64 bytes without control characters; is text of 65 bytes")
+    );
+    let output = run(&redis, &["explain", "0"], "");
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    assert!(text(&output.stderr).contains("0 is not in 1..=9223372036854775807"), "{output:?}");
+}
+
+#[tokio::test]
 async fn runner_add_prints_a_token_whose_hash_is_in_the_inbox_and_the_token_is_not() {
     let redis = redis();
     let output = run(&redis, &["runner-add", "--quiet", "--tags", "b,a", "--run-untagged", "--id", "9"], "");

@@ -117,6 +117,14 @@ fn pods_match_as_the_rules_say_for_every_runner_and_every_job() {
         let class = class(runner, features);
         for (job, parsed) in jobs.iter().zip(&parsed) {
             let matches = lanes(parsed).iter().any(|lane| class.matches(lane.scope, &parsed.capability));
+            for lane in lanes(parsed) {
+                let missing = class.missing(lane.scope, &parsed.capability);
+                assert_eq!(
+                    missing.is_empty(),
+                    class.matches(lane.scope, &parsed.capability),
+                    "{missing:?}: {runner} {job}"
+                );
+            }
             assert_eq!(matches, may_run(runner, features, job), "{runner} {features:?} {job}");
             (pairs, may) = (pairs + 1, may + usize::from(matches));
         }

@@ -21,7 +21,7 @@ use crate::tags::{Capability, Fingerprint};
 /// The keys of one set of tenants, in one slot of a Redis Cluster.
 #[derive(Clone)]
 pub struct Partition {
-    redis: Redis,
+    pub(super) redis: Redis,
     prefix: Arc<str>,
 }
 
@@ -547,7 +547,7 @@ impl Partition {
     }
 
     /// Runs any partition script: KEYS are the partition and its pods (`lua/lib/base.lua` says why).
-    async fn call(&self, script: &'static Script, args: Vec<Arg>) -> Result<Reply, RedisError> {
+    pub(super) async fn call(&self, script: &'static Script, args: Vec<Arg>) -> Result<Reply, RedisError> {
         let keys = vec![Arg::from(&*self.prefix), self.key("pods").into()];
         self.redis.call(script, keys, args).await
     }
@@ -625,7 +625,7 @@ fn renewed_of(reply: Reply) -> Result<Renewed, RedisError> {
     }
 }
 
-fn capability_of(reply: &Reply) -> Result<Capability, RedisError> {
+pub(super) fn capability_of(reply: &Reply) -> Result<Capability, RedisError> {
     let unexpected = RedisError::Unexpected { wanted: "a capability", got: "other JSON" };
     serde_json::from_str(reply.as_str()?).map_err(|_| unexpected)
 }
@@ -638,7 +638,7 @@ fn lanes_of(reply: Reply) -> Result<Vec<Lane>, RedisError> {
     reply.into_array()?.iter().map(parse).collect()
 }
 
-fn parse<T: std::str::FromStr>(reply: &Reply) -> Result<T, RedisError> {
+pub(super) fn parse<T: std::str::FromStr>(reply: &Reply) -> Result<T, RedisError> {
     // Numbers come as numbers where a script made them, as text where it passed them on.
     if let Reply::Int(number) = reply {
         return number.to_string().parse().map_err(|_| RedisError::Unexpected { wanted: "an id", got: "a number" });
@@ -646,7 +646,7 @@ fn parse<T: std::str::FromStr>(reply: &Reply) -> Result<T, RedisError> {
     reply.as_str()?.parse().map_err(|_| RedisError::Unexpected { wanted: "an id or a name", got: "other text" })
 }
 
-fn ms(duration: Duration) -> Arg {
+pub(super) fn ms(duration: Duration) -> Arg {
     Arg::from(duration.as_millis() as u64)
 }
 

@@ -3,6 +3,8 @@
 //! All its keys share one slot, so that a record and its token change in one step. Pods look a runner up when it
 //! connects and follow the change log after that.
 
+use std::collections::BTreeMap;
+
 use super::scripts::{self, Outcome};
 use super::{Arg, Entry, Reader, Redis, RedisError};
 use crate::job::RunnerId;
@@ -75,9 +77,33 @@ impl Runners {
     async fn store(&self, id: RunnerId, version: &str, token: &str, record: String) -> Result<Outcome, RedisError> {
         let id_key = self.id_key(id);
         let token_key = if token.is_empty() { id_key.clone() } else { self.token_key(token) };
-        let keys = vec![id_key.into(), token_key.into(), format!("{}changes", self.prefix).into()];
+        let keys = vec![id_key.into(), token_key.into(), format!("{}changes", self.prefix).into(), self.ids_key()];
         let args = [id.0.into(), version.into(), token.into(), record.into(), self.token_key("").into()];
         Outcome::try_from(&self.redis.call(&scripts::RUNNER_UPSERT, keys, args).await?)
+    }
+
+    /// All runners that are not deleted, by id, read page by page: what changes meanwhile may be seen or not.
+    pub async fn all(&self) -> Result<Vec<RunnerRecord>, RedisError> {
+        let mut all = BTreeMap::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let args = [cursor.into(), format!("{}id:", self.prefix).into()];
+            let [next, page] = self.redis.call(&scripts::RUNNERS, vec![self.ids_key()], args).await?.into_tuple()?;
+            for json in page.into_array()? {
+                // One that cannot be read, of a newer version say, hides no other.
+                if let Ok(Some(record)) = record_of(json.as_str()?) {
+                    all.insert(record.id, record);
+                }
+            }
+            cursor = next.as_str()?.to_owned();
+            if cursor == "0" {
+                return Ok(all.into_values().collect());
+            }
+        }
+    }
+
+    fn ids_key(&self) -> Arg {
+        format!("{}ids", self.prefix).into()
     }
 
     fn id_key(&self, id: RunnerId) -> String {

@@ -10,7 +10,7 @@ macro_rules! libraries {
 
 /// The libraries in `lua/lib/`, in the order in which they build on each other.
 pub(super) const LIBRARIES: &[Library] = libraries!(
-    "base" "reply" "event" "score" "wake" "version" "project" "bucket" "order" "index" "count" "job" "assign"
+    "base" "reply" "event" "score" "wake" "version" "project" "bucket" "order" "index" "count" "job" "assign" "look"
 );
 
 /// A script: its first line with the flags, and its body. `tests/tidy.rs` checks that the flags are those its header names.
@@ -57,8 +57,17 @@ pub static RUNNER_UPSERT: Script = script!("runner_upsert", "");
 /// Finds a runner by its token's hash.
 pub static RUNNER_FIND: Script = script!("runner_find", " flags=no-writes");
 
+/// Reads a page of the registry.
+pub static RUNNERS: Script = script!("runners", " flags=no-writes");
+/// Looks at all that decides when a job runs.
+pub static EXPLAIN: Script = script!("explain", " flags=no-writes");
+/// Lists buckets with queued jobs.
+pub static BUCKETS: Script = script!("buckets", " flags=no-writes");
+/// Tells of jobs that no online runner could ever take.
+pub static STUCK: Script = script!("stuck", " flags=allow-oom");
+
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
-pub static ALL: [&Script; 18] = [
+pub static ALL: [&Script; 22] = [
     &FAN_OUT,
     &TAKE,
     &START,
@@ -77,6 +86,10 @@ pub static ALL: [&Script; 18] = [
     &PROJECT,
     &RUNNER_UPSERT,
     &RUNNER_FIND,
+    &RUNNERS,
+    &EXPLAIN,
+    &BUCKETS,
+    &STUCK,
 ];
 
 /// What a script answers for one job. The words of `lua/lib/reply.lua`.

@@ -1,7 +1,7 @@
 //! take: knows the free slots of this pod's fleet, takes jobs for them, and pushes each to its runner.
 //!
 //! In: sessions, their slots and ends; wakes; lanes. Out: `Assign` to runners; what could not be pushed to give_back; scopes in
-//! use to the scopes stage.
+//! use to the scopes stage; what has changed of the fleet to the presence stage.
 //!
 //! What must stay true (invariants 7 and 8):
 //!
@@ -28,7 +28,7 @@ use crate::clock::{jitter, since_unix_ms};
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
 use crate::job::{JobId, RunnerId};
 use crate::proto::{self, router_message::Kind};
-use crate::redis::{HandOver, Offer, TakenJob};
+use crate::redis::{Change, HandOver, Offer, TakenJob};
 use crate::runner::{Lane, RunnerRecord, Scope};
 use crate::telemetry::labels::{self, CameAlong, SessionClosed, Took};
 use crate::telemetry::metrics;
@@ -90,10 +90,18 @@ struct Take {
     /// Scopes to open, until the stage that does it has room.
     scopes: Vec<Scope>,
     scopes_told: Instant,
+    /// Where to tell what has changed of the fleet.
+    presence: mpsc::Sender<Vec<Change>>,
 }
 
 /// Takes and pushes until the pod has stopped.
-pub async fn run(pod: Pod, mut inputs: Inputs, give_back: mpsc::Sender<GiveBack>, scopes: mpsc::Sender<Scope>) {
+pub async fn run(
+    pod: Pod,
+    mut inputs: Inputs,
+    give_back: mpsc::Sender<GiveBack>,
+    scopes: mpsc::Sender<Scope>,
+    presence: mpsc::Sender<Vec<Change>>,
+) {
     let mut take = Take {
         fleet: Fleet::default(),
         lanes: pod.partitions.iter().map(|_| Lanes::default()).collect(),
@@ -102,6 +110,7 @@ pub async fn run(pod: Pod, mut inputs: Inputs, give_back: mpsc::Sender<GiveBack>
         returns: Vec::new(),
         scopes: Vec::new(),
         scopes_told: Instant::now(),
+        presence,
         pod,
     };
     let stopped = take.pod.stopped.clone();
@@ -229,6 +238,10 @@ impl Take {
     fn look(&mut self) {
         metrics().slots_free.set(self.fleet.free() as f64);
         self.remind_scopes();
+        // While nobody takes the last word it is kept, and said in one with the next.
+        if let Ok(room) = self.presence.try_reserve() {
+            room.send(self.fleet.changes());
+        }
     }
 
     /// Scopes in use are spoken for again, so that their lanes stay.

@@ -97,6 +97,8 @@ metrics! {
     give_backs_total: By<GaveBack, Counter>;
     /// Jobs whose lease ran out, by what became of them.
     expiries_total: By<Expired, Counter>;
+    /// Events `job.stuck` that this pod wrote: heads of buckets that no online runner could ever take a job of.
+    jobs_stuck_total: Counter;
     /// Jobs that only the sweep found a runner for. Must stay 0: each is a lost wake-up.
     sweep_rescues_total: Counter;
     /// Wake-ups for a free slot: that this pod received, and those it passed on as it could not use them.

@@ -1,5 +1,7 @@
 //! The sessions of this pod by class, and their free slots.
 
+mod presence;
+
 use std::collections::{BTreeSet, HashMap};
 
 use tokio::time::Instant;
@@ -30,6 +32,8 @@ pub(super) struct Fleet {
     backing_off: BTreeSet<(Instant, SessionId)>,
     /// What sessions said of their slots before they were known here.
     early: HashMap<SessionId, Slots>,
+    /// What is to be told of them to those who explain.
+    touched: presence::Touched,
 }
 
 /// A free slot: its session, its runner and which manager of it.
@@ -139,6 +143,7 @@ impl Fleet {
         let manager = (member.record.runner_id(), member.system_id);
         if self.managers.get(&manager) == Some(&session) {
             self.managers.remove(&manager);
+            self.touched.leaves(manager);
         }
     }
 
@@ -421,6 +426,7 @@ impl Fleet {
     /// Puts a session where its free slots belong in its class.
     fn rank(&mut self, session: SessionId) {
         let Some(member) = self.sessions.get_mut(&session) else { return };
+        self.touched.touch(session);
         let (before, now) = (member.ranked, member.offerable());
         if before == now {
             return;

@@ -158,3 +158,31 @@ fn a_lower_class_gets_no_slot_asked_for_while_a_higher_one_asks_for_the_same_lan
     let slots: Vec<_> = (0..3).map(|_| fleet.slot_for(0, &[id], |_| true).map(|(_, rank, ..)| rank)).collect();
     assert_eq!(slots, [Some(-1), Some(0), None]);
 }
+
+#[test]
+fn what_is_told_of_a_fleet_is_what_has_changed_and_a_manager_that_is_back_has_not_left() {
+    let (lanes, mut fleet) = none();
+    let told = |fleet: &mut Fleet| {
+        let changes = fleet.changes().into_iter();
+        changes.map(|change| change.seen.map(|seen| (seen.free, seen.backing_off))).collect::<Vec<_>>()
+    };
+    let (older, newer) = (SessionId::next(), SessionId::next());
+    fleet.open(opened(older, "a", 2), &lanes);
+    assert_eq!(told(&mut fleet), [Some((2, false))]);
+    assert!(told(&mut fleet).is_empty(), "nothing has changed");
+    fleet.open(opened(newer, "a", 3), &lanes);
+    fleet.close(older);
+    assert_eq!(told(&mut fleet), [Some((3, false))], "the newer session's word, and not that it left");
+    fleet.back_off(newer, Instant::now());
+    assert_eq!(told(&mut fleet), [Some((3, true))]);
+    let class = fleet.order[0];
+    let offered = fleet.offer(class, 0, 1).len();
+    assert_eq!(offered, 0, "it is left alone");
+    fleet.end_back_offs(Instant::now());
+    fleet.offer(class, 0, 1);
+    assert_eq!(told(&mut fleet), [Some((3, false))], "a slot that is offered is not taken yet");
+    fleet.assigned(newer);
+    assert_eq!(told(&mut fleet), [Some((2, false))]);
+    fleet.close(newer);
+    assert_eq!(told(&mut fleet), [None]);
+}
