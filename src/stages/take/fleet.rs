@@ -1,5 +1,6 @@
 //! The sessions of this pod by class, and their free slots.
 
+mod class;
 mod presence;
 
 use std::collections::{BTreeSet, HashMap};
@@ -12,6 +13,7 @@ use crate::job::{Name, RunnerId};
 use crate::runner::{RunnerClass, RunnerRecord, Scope};
 use crate::stages::Opened;
 use crate::tags::{Capability, TagSet};
+use class::{Class, matched};
 
 /// A class's number, never used again: a take that is under way may outlive the class it was sent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,19 +59,6 @@ struct Member {
     ranked: u32,
 }
 
-struct Class {
-    class: RunnerClass,
-    members: BTreeSet<SessionId>,
-    /// Members with free slots that may be offered; most slots last.
-    free: BTreeSet<(u32, SessionId)>,
-    /// Per partition, the lanes it matches.
-    lanes: Vec<Vec<LaneId>>,
-    /// Per partition, takes under way.
-    asking: Vec<u32>,
-    /// Per partition, where in `lanes` the next take begins, so that those beyond what one take asks get their turn.
-    next: Vec<usize>,
-}
-
 // === impl Member ===
 
 impl Member {
@@ -80,15 +69,6 @@ impl Member {
 
     fn offerable(&self) -> u32 {
         if self.back_off.is_some() { 0 } else { self.free() }
-    }
-}
-
-// === impl Class ===
-
-impl Class {
-    /// Highest runner priority first.
-    fn rank(&self) -> i64 {
-        -i64::from(self.class.priority)
     }
 }
 
@@ -354,16 +334,15 @@ impl Fleet {
     /// Whether a class could answer a wake of this lane now or when a take under way is answered.
     pub(super) fn may_take_soon(&self, partition: u16, lane: LaneId) -> bool {
         let number = usize::from(partition);
-        let matching = self.classes.values().filter(|class| class.lanes[number].contains(&lane));
-        matching.into_iter().any(|class| class.asking[number] > 0 || !class.free.is_empty())
+        let could = |class: &Class| class.asking[number] > 0 || !class.free.is_empty();
+        self.classes.values().any(|class| class.lanes[number].contains(&lane) && could(class))
     }
 
     /// Whether a take of this lane with a free slot could be sent now.
     pub(super) fn can_ask(&self, partition: u16, lane: LaneId) -> bool {
         let number = usize::from(partition);
-        self.classes
-            .values()
-            .any(|class| class.asking[number] == 0 && !class.free.is_empty() && class.lanes[number].contains(&lane))
+        let can = |class: &Class| class.asking[number] == 0 && !class.free.is_empty();
+        self.classes.values().any(|class| can(class) && class.lanes[number].contains(&lane))
     }
 
     /// Whether the session is there and its runner may take such a job, as the record is now.
@@ -439,14 +418,6 @@ impl Fleet {
             free.insert((now, session));
         }
     }
-}
-
-fn matched(class: &RunnerClass, lanes: &[Lanes]) -> Vec<Vec<LaneId>> {
-    let matching = |lanes: &Lanes| {
-        let matching = lanes.iter().filter(|(_, lane, capability)| class.matches(lane.scope, capability));
-        matching.map(|(id, ..)| id).collect()
-    };
-    lanes.iter().map(matching).collect()
 }
 
 #[cfg(test)]
