@@ -14,11 +14,11 @@
 -- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}. Slots left over: the pod now waits in every
 --         lane asked; none left: in none of them. Lanes: those to ask again, as work is left that the index hid.
 --         Tenants of equal share go by the head of the bucket that stands first; that may be outdated where its
---         project has started jobs from another lane since.
+--         project has started jobs from another lane since. In a paused lane the pod just waits.
 -- Cost O(slots · log tenants + lanes)
 --
 -- flags: allow-oom
--- uses: base event score wake project bucket order index count job assign
+-- uses: base event score pause wake project bucket order index count job assign
 
 local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local first_slot = 5 + n_lanes
@@ -81,7 +81,7 @@ end
 local function next_of_buckets(lane, fp, scope)
   local member = first_of(lane_key(lane))
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
-  if not in_scope(id, scope) then return place(lane_key(lane), member, nil) and nil end
+  if not in_scope(id, scope) or tenant_paused(project(id).tenant) then return place(lane_key(lane), member, nil) and nil end
   return fp .. ':' .. id .. ':' .. priority, id
 end
 
@@ -123,7 +123,7 @@ local heads, scope_of, fp_of = {}, {}, {}
 for i = 5, first_slot - 1 do
   local lane = ARGV[i]
   local list = order_of(lane_key(lane), AHEAD)
-  if n_slots > 0 and list[1] and is_anothers(lane, me, rank) then list = {} end
+  if list[1] and (lane_paused(lane) or n_slots > 0 and is_anothers(lane, me, rank)) then list = {} end
   heads[lane] = list
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
 end

@@ -28,7 +28,9 @@ use crate::grpc::{self, Doors};
 use crate::redis::{Keys, Partition, RedisSettings, Runners};
 use crate::stages::held::Held;
 use crate::stages::sessions::Sessions;
-use crate::stages::{Pod, admit, fan_out, finish, give_back, mail, recover, registry, running, scopes, start, take};
+use crate::stages::{
+    Pod, admit, fan_out, finish, give_back, mail, recover, registry, resume, running, scopes, start, take,
+};
 use crate::telemetry::admin::{self, Admin};
 use crate::telemetry::{Readiness, registry as metrics_registry, samplers};
 
@@ -86,6 +88,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let (closed_in, closed) = mpsc::unbounded_channel(); // one for each session; see `Doors::closed`
     let (give_back_in, returns) = mpsc::channel(CHANNEL);
     let (scopes_in, scopes_used) = mpsc::channel(CHANNEL);
+    let (over_in, over) = mpsc::channel(resume::CHANNEL);
     let (knocks_in, knocks) = mpsc::channel(CHANNEL);
     let (accepted_in, accepted) = mpsc::channel(CHANNEL);
     let (declined_in, declined) = mpsc::channel(CHANNEL);
@@ -99,13 +102,15 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         tasks.spawn(ended_ok("mail", mail::run(pod.clone(), number, reader, to_take.clone(), mail_read.clone())));
         // The first heartbeat comes before anything waits for mail: mail is only for pods that are known.
         recover::join(&pod, number).await.context("redis: joining")?;
-        tasks.spawn(ended_ok("recover", recover::run(pod.clone(), number, to_take.clone(), mail_read)));
+        let recover = recover::run(pod.clone(), number, to_take.clone(), over_in.clone(), mail_read);
+        tasks.spawn(ended_ok("recover", recover));
     }
     let reader = pod.redis.reader().await.context("redis")?;
     tasks.spawn(ended_ok("registry", registry::run(pod.clone(), reader, changes_from, to_take.clone())));
     let inputs = take::Inputs { stages: from_stages, slots, closed };
     tasks.spawn(ended_ok("take", take::run(pod.clone(), inputs, give_back_in.clone(), scopes_in)));
     tasks.spawn(ended_ok("scopes", scopes::run(pod.clone(), scopes_used, to_take.clone())));
+    tasks.spawn(ended_ok("resume", resume::run(pod.clone(), over)));
     tasks.spawn(ended_ok("admit", admit::run(pod.clone(), knocks, to_take.clone(), closed_in.clone())));
     tasks.spawn(ended_ok("start", start::run(pod.clone(), accepted)));
     tasks.spawn(ended_ok("running", running::run(pod.clone(), beats)));

@@ -16,6 +16,7 @@
 //! | [`scopes`] | opens lanes for the scopes this pod's runners have |
 //! | [`registry`] | follows changes of runners |
 //! | [`recover`] | beats, expires, buries dead pods, sweeps |
+//! | [`resume`] | ends pauses whose time is over |
 
 pub mod admit;
 pub mod fan_out;
@@ -25,6 +26,7 @@ pub mod held;
 pub mod mail;
 pub mod recover;
 pub mod registry;
+pub mod resume;
 pub mod running;
 pub mod scopes;
 pub mod sessions;
@@ -98,7 +100,7 @@ pub enum ToTake {
     Standing(u16, Vec<Lane>),
     /// A lane of a partition was opened.
     LaneOpened(u16, Lane, Capability),
-    /// Redis was away, or took the pod for dead: trust nothing known of waiting and of lanes.
+    /// Redis was away, or took the pod for dead, or all lanes go on after a pause: trust nothing known of waiting and of lanes.
     Resync,
 }
 

@@ -8,6 +8,8 @@ mod support;
 mod draw;
 #[path = "model/dump.rs"]
 mod dump;
+#[path = "model/next.rs"]
+mod next;
 #[path = "model/reference.rs"]
 mod reference;
 
@@ -19,12 +21,14 @@ use dump::Dump;
 use job_router::fairness::{next_of_tenant, share_rank};
 use job_router::flow::State;
 use job_router::job::{JobId, PendingJob, ProjectId};
+use job_router::pause::{Note, Target};
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{HandOver, Offer, Renewed, TakenJob};
+use job_router::redis::{HandOver, Offer, Renewed, Resumed, TakenJob};
 use job_router::runner::{Lane, Scope};
+use next::Choice;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use reference::{Choice, Reference};
+use reference::Reference;
 use support::{World, name};
 
 /// Long, so that nothing ends by time.
@@ -119,7 +123,7 @@ impl Run {
             self.apply(&op, true).await;
             let before = std::mem::take(&mut self.dump);
             self.dump = Dump::read(&self.world, &self.last_event).await;
-            let wakes = matches!(op, Op::FanOut(..) | Op::Open(..) | Op::Index(..));
+            let wakes = matches!(op, Op::FanOut(..) | Op::Open(..) | Op::Index(..) | Op::Resume(..));
             self.dump.assert_same(&before, wakes, &format!("{op:?}"));
             self.settle(&op).await;
         }
@@ -202,6 +206,19 @@ impl Run {
                 }
             }
             Op::Index(pod) => self.index(pod).await,
+            Op::Pause(target, until_ms) => {
+                model.pause(target);
+                partition.pause(target, *until_ms, &Note::default(), &Note::default()).await.expect("pauses");
+            }
+            Op::Resume(target) => {
+                let paused = model.paused.remove(target);
+                let answer = partition.resume(target, &Note::default(), None).await.expect("resumes");
+                assert_eq!(answer == Resumed::Done, paused, "{op:?}");
+                // It has indexed the project's buckets, whatever change they were to follow.
+                if let (Target::Project(id), true) = (target, paused) {
+                    model.projects.entry(id.0).and_modify(|project| project.unindexed = false);
+                }
+            }
         }
     }
 
@@ -314,7 +331,7 @@ impl Run {
     async fn settle(&mut self, op: &Op) {
         self.dump = Dump::read(&self.world, &self.last_event).await;
         let mut told: Vec<(u64, String, u32)> =
-            self.dump.pairs("events").iter().map(|(_, entry)| event(entry)).collect();
+            self.dump.pairs("events").iter().filter_map(|(_, entry)| event(entry)).collect();
         // In order per job; jobs of one call may come in any.
         told.sort_by_key(|event| event.0);
         self.model.events.sort_by_key(|event| event.0);
@@ -328,10 +345,12 @@ impl Run {
                 .last_mail
                 .get(pod)
                 .map_or(0, |last| mail.iter().position(|(id, _)| id == last).map_or(0, |at| at + 1));
-            let wake = |(_, letter): &(String, String)| {
-                letter.strip_prefix("type wake lane ").map(|lane| lane.parse().expect("a lane"))
+            let wakes = |(_, letter): &(String, String)| match letter.strip_prefix("type wake lane ") {
+                Some(lane) => vec![lane.parse().expect("a lane")],
+                None if letter == "type resync" => lanes_of_all(),
+                None => Vec::new(),
             };
-            let wakes = mail[seen..].iter().filter_map(wake).collect();
+            let wakes = mail[seen..].iter().flat_map(wakes).collect();
             self.hear(pod, wakes);
             if let Some((last, _)) = mail.last() {
                 self.last_mail.insert(pod.into(), last.clone());
@@ -390,10 +409,10 @@ impl Tally {
     }
 }
 
-/// Job, word and attempt of an event.
-fn event(entry: &str) -> (u64, String, u32) {
+/// Job, word and attempt of a job's event.
+fn event(entry: &str) -> Option<(u64, String, u32)> {
     let (head, data) = entry.split_once(" data ").expect("data");
     let data: serde_json::Value = serde_json::from_str(data).expect("the data is JSON");
-    let word = head.rsplit_once("job.").expect("a type").1;
-    (data["id"].as_u64().expect("an id"), word.to_owned(), data["attempt"].as_u64().expect("a number") as u32)
+    let word = head.rsplit_once("job.")?.1;
+    Some((data["id"].as_u64().expect("an id"), word.to_owned(), data["attempt"].as_u64().expect("a number") as u32))
 }

@@ -53,11 +53,11 @@ end
 local function place_bucket(scope, fp, id, priority, head)
   local lane, member = scope .. ':' .. fp, id .. ':' .. priority
   head = head_of(head)
+  local tenant = project(id).tenant
   if scope ~= 'instance' then
-    place(lane_key(lane), member, fifo_score(priority, head))
+    place(lane_key(lane), member, not tenant_paused(tenant) and fifo_score(priority, head) or nil)
     return
   end
-  local tenant = project(id).tenant
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   if project_capped(tenant, id) then
     place(tenant_lane, member, nil)
@@ -103,7 +103,7 @@ end
 local function wake_for(fp, id, me, woken, mine)
   for _, scope in ipairs(project(id).open) do
     local lane = scope .. ':' .. fp
-    if not woken[lane] then
+    if not woken[lane] and not tenant_paused(project(id).tenant) then
       woken[lane] = true
       if wake_one(lane, me) then mine[#mine + 1] = lane end
     end

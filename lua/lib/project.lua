@@ -51,7 +51,8 @@ local function facts_parts(facts)
   return string.match(facts, '^(%S+) (%S+) (%S+) ?(.*)$')
 end
 
--- Looks which of a project's scopes some runner has, and writes its route where that or its facts have changed.
+-- Looks which of a project's scopes some runner has, and writes its route where that or its facts have changed. A paused one
+-- has none.
 local function route_project(id)
   local known = projects[id]
   local tenant, instance_runners, group_runners, namespaces = facts_parts(known.facts)
@@ -61,7 +62,8 @@ local function route_project(id)
     for namespace in string.gmatch(namespaces, '%d+') do wanted[#wanted + 1] = 'group:' .. namespace end
   end
   local open = {}
-  for i, seen in ipairs(call('ZMSCORE', SCOPES, unpack(wanted))) do
+  if project_paused(id) then wanted = {} end
+  for i, seen in ipairs(wanted[1] and call('ZMSCORE', SCOPES, unpack(wanted)) or {}) do
     if seen then open[#open + 1] = wanted[i] end
   end
   local route = tenant .. ' ' .. known.cap .. ' ' .. table.concat(open, ' ')
@@ -106,7 +108,9 @@ local function project_running(tenant, id)
   return count
 end
 
+-- Whether nothing of a tenant may start on instance runners now.
 local function tenant_capped(tenant)
+  if tenant_paused(tenant) then return true end
   local t = tenant_of(tenant)
   return t.max_running and t.running >= t.max_running
 end

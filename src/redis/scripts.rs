@@ -10,7 +10,7 @@ macro_rules! libraries {
 
 /// The libraries in `lua/lib/`, in the order in which they build on each other.
 pub(super) const LIBRARIES: &[Library] = libraries!(
-    "base" "reply" "event" "score" "wake" "version" "project" "bucket" "order" "index" "count" "job" "assign"
+    "base" "reply" "event" "score" "pause" "wake" "version" "project" "bucket" "order" "index" "count" "job" "assign"
 );
 
 /// A script: its first line with the flags, and its body. `tests/tidy.rs` checks that the flags are those its header names.
@@ -52,13 +52,17 @@ pub static SWEEP: Script = script!("sweep", " flags=allow-oom");
 pub static TENANT: Script = script!("tenant", "");
 /// Stores a project's switches and cap.
 pub static PROJECT: Script = script!("project", "");
+/// Holds up a queue.
+pub static PAUSE: Script = script!("pause", " flags=allow-oom");
+/// Lets it go on.
+pub static RESUME: Script = script!("resume", " flags=allow-oom");
 /// Stores a runner's record.
 pub static RUNNER_UPSERT: Script = script!("runner_upsert", "");
 /// Finds a runner by its token's hash.
 pub static RUNNER_FIND: Script = script!("runner_find", " flags=no-writes");
 
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
-pub static ALL: [&Script; 18] = [
+pub static ALL: [&Script; 20] = [
     &FAN_OUT,
     &TAKE,
     &START,
@@ -75,6 +79,8 @@ pub static ALL: [&Script; 18] = [
     &SWEEP,
     &TENANT,
     &PROJECT,
+    &PAUSE,
+    &RESUME,
     &RUNNER_UPSERT,
     &RUNNER_FIND,
 ];

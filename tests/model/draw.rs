@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use job_router::flow::State;
 use job_router::job::{JobId, Lease, LeaseId, PendingJob, Priority, ProjectFacts, ProjectId, Tenant};
+use job_router::pause::Target;
 use job_router::redis::{HandOver, Offer, Report, Return};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, Fingerprint};
@@ -36,6 +37,8 @@ pub enum Op {
     Project(u64, u64, Tenant, Option<bool>, Option<bool>, Option<u32>),
     Open(&'static str, Scope),
     Index(&'static str),
+    Pause(Target, Option<u64>),
+    Resume(Target),
 }
 
 // === impl Op ===
@@ -74,7 +77,7 @@ impl Run {
             return Op::Heartbeats;
         }
         // Most scopes have a runner soon; the rest open when much is queued.
-        let opens = if self.model.scopes.len() < 2 { 110 } else { 100 };
+        let opens = if self.model.scopes.len() < 2 { 114 } else { 104 };
         match self.rng.random_range(0..opens) {
             0..21 => {
                 let n = if self.rng.random_ratio(1, 40) { 80 } else { self.rng.random_range(1..=4) };
@@ -122,8 +125,9 @@ impl Run {
                 Op::Payer(tenant, self.draw_version(), self.rng.random_range(1..4), cap)
             }
             95..97 => self.draw_project(),
-            97 | 98 | 100.. => Op::Open(pod, *SCOPES.choose(&mut self.rng).expect("some")),
-            _ => Op::Index(pod),
+            97 | 98 | 104.. => Op::Open(pod, *SCOPES.choose(&mut self.rng).expect("some")),
+            99 => Op::Index(pod),
+            _ => self.draw_pause(),
         }
     }
 
@@ -183,6 +187,22 @@ impl Run {
         let given = |switch| Some(switch).filter(|_| id > SETTLED);
         let switches = (given(facts.instance_runners), given(facts.group_runners));
         Op::Project(id, self.draw_version(), Tenant::of_namespace(tenant), switches.0, switches.1, cap)
+    }
+
+    /// Seldom much at once, so that most takes find something.
+    fn draw_pause(&mut self) -> Op {
+        let target = match self.rng.random_range(0..12) {
+            0 => Target::All,
+            1..4 => Target::Lane(*lanes_of_all().choose(&mut self.rng).expect("some")),
+            4..7 => Target::Tenant(Tenant::of_namespace(self.rng.random_range(1..=3))),
+            _ => Target::Project(ProjectId(self.rng.random_range(1..=PROJECTS))),
+        };
+        let paused: Vec<&Target> = self.model.paused.iter().collect();
+        match paused.choose(&mut self.rng) {
+            Some(paused) if self.rng.random_ratio(7, 8) => Op::Resume((*paused).clone()),
+            _ if self.rng.random_ratio(1, 10) => Op::Resume(target),
+            _ => Op::Pause(target, self.rng.random_bool(0.5).then_some(4_000_000_000_000)),
+        }
     }
 
     fn draw_take(&mut self, pod: &'static str) -> Op {

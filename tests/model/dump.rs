@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use job_router::fairness::{at_cap, bucket_score, fifo_score, head_in, head_of, share_rank};
 use job_router::flow::State;
 use job_router::job::Priority;
+use job_router::pause::Target;
 use job_router::runner::{Lane, Scope};
 
 use super::reference::{Bucket, Reference};
@@ -109,7 +110,14 @@ impl Dump {
         self.check_buckets(model);
         self.check_counts(model);
         self.check_lanes(model);
+        self.check_pauses(model);
         self.check_no_other_keys(model);
+    }
+
+    fn check_pauses(&self, model: &Reference) {
+        let paused: BTreeSet<String> = model.paused.iter().map(Target::field).collect();
+        assert_eq!(self.members("paused"), paused, "paused");
+        assert!(self.members("pause_ends").is_subset(&paused), "pause_ends: nothing is left half way");
     }
 
     fn check_jobs(&self, model: &Reference) {
@@ -221,6 +229,9 @@ impl Dump {
                 assert!(self.field("lanes", &lane.to_string()).is_some(), "{lane} is open");
                 if scope != Scope::Instance {
                     let stands = score(&format!("lane:{lane}"), &member);
+                    if stands.is_none() && model.tenant_paused(&project.tenant) {
+                        continue;
+                    }
                     assert_eq!(stands, Some(fifo_score(priority, head)), "{member} in {lane}");
                     continue;
                 }
@@ -241,7 +252,11 @@ impl Dump {
                         let rank = share_rank(running, payer.weight.unwrap_or(1));
                         assert!(score >> 40 <= rank, "{} in {lane} stands too high", project.tenant);
                     }
-                    None => assert!(at_cap(running, payer.cap), "{} is not in {lane}", project.tenant),
+                    None => assert!(
+                        at_cap(running, payer.cap) || model.tenant_paused(&project.tenant),
+                        "{} is not in {lane}",
+                        project.tenant
+                    ),
                 }
             }
         }
@@ -281,8 +296,19 @@ impl Dump {
     }
 
     fn check_no_other_keys(&self, model: &Reference) {
-        const ONE: [&str; 9] =
-            ["pods", "lanes", "capabilities", "scopes", "events", "buckets", "returned", "deadlines", "capped"];
+        const ONE: [&str; 11] = [
+            "paused",
+            "pause_ends",
+            "pods",
+            "lanes",
+            "capabilities",
+            "scopes",
+            "events",
+            "buckets",
+            "returned",
+            "deadlines",
+            "capped",
+        ];
         // What a take took goes by itself, a minute later.
         const CHECKED: [&str; 8] = ["lane:", "bucket:", "running:", "pod:", "mail:", "waiting:", "tenant:", "took:"];
         for key in self.keys.keys() {
