@@ -22,6 +22,7 @@ mod jobs;
 mod lanes;
 mod ledger;
 mod output;
+mod pause;
 mod publish;
 mod rig;
 mod runner;
@@ -59,6 +60,9 @@ enum Command {
     Jobs(jobs::Args),
     Events(events::Args),
     Lanes(lanes::Args),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Paused(pause::PausedArgs),
     Bench(bench::Args),
     #[command(hide = true)]
     BenchLoad(bench::load::Args),
@@ -139,6 +143,9 @@ async fn run_tool(command: Command, stop: CancellationToken) -> anyhow::Result<(
         Command::Jobs(args) => jobs::run(args).await,
         Command::Events(args) => events::run(args, stop).await,
         Command::Lanes(args) => lanes::run(args).await,
+        Command::Pause(args) => pause::pause(args).await,
+        Command::Resume(args) => pause::resume(args).await,
+        Command::Paused(args) => pause::paused(args).await,
         Command::Bench(args) => Box::pin(bench::run(args, stop)).await,
         Command::Demo(args) => demo::run(args, stop).await,
         Command::Serve(_) | Command::Runner(_) | Command::BenchLoad(_) | Command::Dev(_) => {
