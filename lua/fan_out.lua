@@ -19,7 +19,7 @@
 --         slots whose jobs were handed over: nobody stood before these, so they passed through the queue at once.
 -- Cost O(jobs · scopes of a project that some runner has)
 --
--- uses: base reply event score pause wake version project bucket order index count job assign
+-- uses: base reply event score pause policy wake version project bucket order index group count job assign
 
 local me, accept_ms, n_slots = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local FIELDS = 10

@@ -13,7 +13,8 @@
 -- Returns {next, lanes}. next: the bound to go on from, '' when done; lanes: those in which the calling pod waited.
 -- Cost O(32 · scopes)
 --
--- uses: base score pause wake project bucket order index
+-- flags: allow-oom
+-- uses: base score pause policy wake project bucket order index
 
 local me, after, before, changed, of_tenant = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local PAGE = 32

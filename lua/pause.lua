@@ -14,7 +14,7 @@
 -- Cost O(lanes in which the tenant has queued jobs, or scopes of the project)
 --
 -- flags: allow-oom
--- uses: base reply event score pause project bucket order index
+-- uses: base reply event score pause policy project bucket order index
 
 local target, name, until_ms, by, note = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local known = call('HGET', PAUSED, target)

@@ -18,7 +18,7 @@
 -- Cost O(slots · log tenants + lanes)
 --
 -- flags: allow-oom
--- uses: base event score pause wake project bucket order index count job assign
+-- uses: base event score pause policy wake project bucket order index group count job assign
 
 local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local first_slot = 5 + n_lanes
@@ -62,11 +62,12 @@ local function next_of_tenants(lane, fp)
   local t = tenant_of(tenant)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   local first = order_of(tenant_lane, TENANT_AHEAD)[1]
-  if not first or tenant_capped(tenant) or tenant_score(t.running, t.weight, head_in(score)) ~= score then
+  if not first or tenant_capped(tenant) or score_of_tenant(fp, t.running, t.weight, score) ~= score then
     return place_tenant(fp, tenant)
   end
   local id, priority = string.match(first.member, '^(%d+):(-?%d)$')
-  local expected = bucket_score(tonumber(priority), project_running(tenant, id), head_in(first.score))
+  local expected = head_in(first.score)
+  if not is_plain(fp) then expected = bucket_score(tonumber(priority), project_running(tenant, id), expected) end
   if project(id).tenant ~= tenant or not in_scope(id, 'instance') or project_capped(tenant, id) then
     place(tenant_lane, first.member, nil)
     return place_tenant(fp, tenant)
@@ -79,9 +80,11 @@ end
 
 -- The bucket to take from in a group or project lane, or nil when the index had to be mended first.
 local function next_of_buckets(lane, fp, scope)
-  local member = first_of(lane_key(lane))
+  local member, score = first_of(lane_key(lane))
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
   if not in_scope(id, scope) or tenant_paused(project(id).tenant) then return place(lane_key(lane), member, nil) and nil end
+  local expected = counts_in(scope) and bucket_score(tonumber(priority), running_in(scope, id), head_in(score))
+  if expected and expected ~= score then return place(lane_key(lane), member, expected) and nil end
   return fp .. ':' .. id .. ':' .. priority, id
 end
 
@@ -128,14 +131,33 @@ for i = 5, first_slot - 1 do
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
 end
 
+-- By what the head of a lane goes before that of another where plain queues and fair lanes are mixed: by its tenant's share. Of a
+-- head that should not be there that would be no lower bound, so it is mended first.
+local function by_share(lane, list)
+  local fp = fp_of[lane]
+  if scope_of[lane] ~= 'instance' or not is_plain(fp) then return list[1].score end
+  for _ = 1, STEPS do
+    if next_of_tenants(lane, fp) then break end
+    if not list[1] then return nil end
+  end
+  local t = tenant_of(list[1].member)
+  return tenant_score(t.running, t.weight, head_in(list[1].score))
+end
+
+local mixed -- whether they are; looked up once there is a head
+
 -- Each step takes a job or mends the index once; the index is never far out.
 for _ = 1, n_slots + STEPS do
   if #jobs == n_slots then break end
   local best, first
   for lane, list in pairs(heads) do
-    local head = list[1]
-    if head and (not best or head.score < first.score or head.score == first.score and lane < best) then
-      best, first = lane, head
+    local score = list[1] and list[1].score
+    if score then
+      if mixed == nil then mixed = are_lanes_mixed() end
+      if mixed then score = by_share(lane, list) end
+    end
+    if score and (not best or score < first or score == first and lane < best) then
+      best, first = lane, score
     end
   end
   if not best then break end

@@ -80,6 +80,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         stopped: stopped.clone(),
     };
     redis_up::load_scripts(&pod).await.context("redis: loading the scripts")?;
+    redis_up::set_policy(&pod).await.context("redis: setting the policy")?;
     readiness.set_redis_up(true);
     readiness.set_scripts_loaded(true);
 

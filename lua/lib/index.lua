@@ -28,7 +28,7 @@ local function place_tenant(fp, tenant)
     place(lane, tenant, nil)
   else
     local t = tenant_of(tenant)
-    place(lane, tenant, tenant_score(t.running, t.weight, head_in(score)))
+    place(lane, tenant, score_of_tenant(fp, t.running, t.weight, score))
   end
 end
 
@@ -55,13 +55,15 @@ local function place_bucket(scope, fp, id, priority, head)
   head = head_of(head)
   local tenant = project(id).tenant
   if scope ~= 'instance' then
-    place(lane_key(lane), member, not tenant_paused(tenant) and fifo_score(priority, head) or nil)
+    local score = counts_in(scope) and bucket_score(priority, running_in(scope, id), head) or score_by_head(priority, head)
+    place(lane_key(lane), member, not tenant_paused(tenant) and score or nil)
     return
   end
+  local score = is_plain(fp) and plain_head(priority, head) or bucket_score(priority, project_running(tenant, id), head)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   if project_capped(tenant, id) then
     place(tenant_lane, member, nil)
-  elseif place(tenant_lane, member, bucket_score(priority, project_running(tenant, id), head)) then
+  elseif place(tenant_lane, member, score) then
     call('SADD', P .. 'tenant:' .. tenant .. ':lanes', fp)
   end
   place_tenant(fp, tenant)

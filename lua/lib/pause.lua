@@ -12,13 +12,14 @@
 local PAUSED = P .. 'paused'
 local PAUSE_ENDS = P .. 'pause_ends'
 
-local any_paused -- whether something is; looked up once per call
-local known_paused = {}
+local by_hand -- whether something is paused, or set otherwise than by default; looked up once per call
 
-local function something_paused()
-  if any_paused == nil then any_paused = call('EXISTS', PAUSED) == 1 end
-  return any_paused
+local function something_by_hand()
+  if by_hand == nil then by_hand = call('EXISTS', PAUSED, P .. 'policy') > 0 end
+  return by_hand
 end
+
+local known_paused = {}
 
 local function is_paused(target)
   if known_paused[target] == nil then known_paused[target] = call('HEXISTS', PAUSED, target) == 1 end
@@ -26,15 +27,15 @@ local function is_paused(target)
 end
 
 local function lane_paused(lane)
-  return something_paused() and (is_paused('all') or is_paused('lane:' .. lane))
+  return something_by_hand() and (is_paused('all') or is_paused('lane:' .. lane))
 end
 
 local function tenant_paused(tenant)
-  return something_paused() and is_paused('tenant:' .. tenant)
+  return something_by_hand() and is_paused('tenant:' .. tenant)
 end
 
 local function project_paused(id)
-  return something_paused() and is_paused('project:' .. id)
+  return something_by_hand() and is_paused('project:' .. id)
 end
 
 -- What kind of target it is, and which.

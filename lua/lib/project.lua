@@ -108,6 +108,15 @@ local function project_running(tenant, id)
   return count
 end
 
+local running_by = {} -- '<scope>:<project>' -> how many of its jobs run there; read once per call
+
+-- How many jobs of this project run on the runners of a group.
+local function running_in(scope, id)
+  local key = scope .. ':' .. id
+  if not running_by[key] then running_by[key] = call('SCARD', P .. 'running:' .. key) end
+  return running_by[key]
+end
+
 -- Whether nothing of a tenant may start on instance runners now.
 local function tenant_capped(tenant)
   if tenant_paused(tenant) then return true end

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use job_router::fairness::{at_cap, bucket_score, fifo_score, head_in, head_of, share_rank};
+use job_router::fairness::{aged_head, at_cap, bucket_score, fifo_score, head_in, head_of, share_rank};
 use job_router::flow::State;
 use job_router::job::Priority;
 use job_router::pause::Target;
+use job_router::redis::LaneOrder;
 use job_router::runner::{Lane, Scope};
 
 use super::reference::{Bucket, Reference};
@@ -204,6 +205,10 @@ impl Dump {
                     keys.entry(key).or_insert_with(BTreeSet::new).insert(id.to_string());
                 }
             }
+            if let (Some(scope @ Scope::Group(_)), true) = (job.scope, job.state != State::Queued) {
+                let key = format!("running:{scope}:{}", job.bucket.1);
+                keys.entry(key).or_insert_with(BTreeSet::new).insert(id.to_string());
+            }
         }
         for key in self.keys.keys().filter(|key| key.starts_with("running:")) {
             assert!(keys.contains_key(key), "{key} counts nothing that runs");
@@ -232,12 +237,25 @@ impl Dump {
                     if stands.is_none() && model.tenant_paused(&project.tenant) {
                         continue;
                     }
-                    assert_eq!(stands, Some(fifo_score(priority, head)), "{member} in {lane}");
+                    let running = match model.policy.order_of(lane) {
+                        LaneOrder::Fair => model.running_in(scope, *id).len() as u32,
+                        LaneOrder::Fifo => 0,
+                    };
+                    let (low, high) = match model.ageing_ms() {
+                        Some(ageing_ms) => [aged_head(priority, head, ageing_ms); 2].into(),
+                        None => (fifo_score(priority, head), bucket_score(priority, running, head)),
+                    };
+                    let stands = stands.unwrap_or_else(|| panic!("{member} is not in {lane}"));
+                    assert!((low..=high).contains(&stands), "{member} in {lane}: {stands}, not {low} to {high}");
+                    assert_eq!(head_in(stands), head_in(low), "{member} in {lane}");
                     continue;
                 }
                 let running = model.running(&project.tenant, Some(*id)).len() as u32;
                 let stands = score(&format!("lane:{lane}:{}", project.tenant), &member);
-                if let Some(stands) = stands {
+                if let (Some(stands), true) = (stands, model.is_plain(lane)) {
+                    let ageing_ms = model.ageing_ms().unwrap_or(0);
+                    assert_eq!(stands, aged_head(priority, head, ageing_ms), "{member} in {lane}");
+                } else if let Some(stands) = stands {
                     assert_eq!(head_in(stands), head, "{member} in {lane}");
                     assert!(stands <= bucket_score(priority, running, head), "{member} in {lane} stands too high");
                     assert!(stands >= fifo_score(priority, head), "{member} in {lane} stands too low");
@@ -296,8 +314,9 @@ impl Dump {
     }
 
     fn check_no_other_keys(&self, model: &Reference) {
-        const ONE: [&str; 11] = [
+        const ONE: [&str; 12] = [
             "paused",
+            "policy",
             "pause_ends",
             "pods",
             "lanes",

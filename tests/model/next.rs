@@ -6,6 +6,7 @@ use job_router::fairness::{self, BucketInLane, TenantInLane};
 use job_router::flow::State;
 use job_router::job::{Priority, ProjectId};
 use job_router::pause::Target;
+use job_router::redis::LaneOrder;
 use job_router::runner::{Lane, Scope};
 
 use super::reference::{Bucket, Heads, Job, Reference};
@@ -33,6 +34,21 @@ impl Reference {
                 && project.is_none_or(|project| job.bucket.1 == project)
         };
         self.jobs.iter().filter(|(_, job)| counts(job)).map(|(id, _)| *id).collect()
+    }
+
+    /// Jobs of a project on the runners of a group.
+    pub fn running_in(&self, scope: Scope, project: u64) -> BTreeSet<u64> {
+        let counts = |job: &Job| job.state != State::Queued && job.scope == Some(scope) && job.bucket.1 == project;
+        self.jobs.iter().filter(|(_, job)| counts(job)).map(|(id, _)| *id).collect()
+    }
+
+    pub fn ageing_ms(&self) -> Option<u64> {
+        self.policy.ageing.map(|ageing| ageing.as_millis() as u64)
+    }
+
+    /// Whether an instance lane is a plain queue.
+    pub fn is_plain(&self, lane: Lane) -> bool {
+        lane.scope == Scope::Instance && self.policy.order_of(lane) == LaneOrder::Fifo
     }
 
     /// Every bucket with queued jobs, and its first one.
@@ -116,7 +132,16 @@ impl Reference {
         if lane.scope == Scope::Instance {
             let keys: BTreeSet<&str> = self.projects.values().map(|project| project.tenant.as_str()).collect();
             let tenants: Vec<_> = keys.into_iter().map(|key| self.tenant_in_lane(heads, lane, key)).collect();
-            let (score, bucket) = fairness::next_in_instance_lane(&tenants)?;
+            let (score, bucket) = if self.is_plain(lane) {
+                let (head, key, bucket) = fairness::next_in_plain_lane(&tenants, self.ageing_ms())?;
+                // Beside fair lanes it has its tenant's share.
+                let mixed = self.ageing_ms().is_none() && !self.policy.lanes.is_empty();
+                let tenant = tenants.iter().find(|tenant| tenant.key == key).expect("just seen");
+                let shared = fairness::tenant_score(tenant.running, tenant.weight, head);
+                (if mixed { shared } else { head }, bucket)
+            } else {
+                fairness::next_in_instance_lane(&tenants)?
+            };
             let bucket = here(&bucket);
             let tenant = (self.projects[&bucket.1].tenant.clone(), score >> 40);
             return Some((score, Choice { lane, tenant: Some(tenant), bucket, job: heads[&bucket].0 }));
@@ -129,9 +154,16 @@ impl Reference {
         let buckets: Vec<_> = heads
             .iter()
             .filter(|(bucket, _)| stands(bucket))
-            .map(|(bucket, (_, head))| self.in_lane(*bucket, head))
+            .map(|(bucket, (_, head))| BucketInLane {
+                project_running: self.running_in(lane.scope, bucket.1).len() as u32,
+                ..self.in_lane(*bucket, head)
+            })
             .collect();
-        let (score, bucket) = fairness::next_in_fifo_lane(&buckets)?;
+        let (score, bucket) = match (self.ageing_ms(), self.policy.order_of(lane)) {
+            (Some(ageing_ms), _) => fairness::next_in_aged_lane(&buckets, ageing_ms)?,
+            (None, LaneOrder::Fair) => fairness::next_in_fair_lane(&buckets)?,
+            (None, LaneOrder::Fifo) => fairness::next_in_fifo_lane(&buckets)?,
+        };
         let bucket = here(&bucket);
         Some((score, Choice { lane, tenant: None, bucket, job: heads[&bucket].0 }))
     }

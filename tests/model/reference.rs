@@ -7,7 +7,7 @@ use job_router::flow::{Event, State};
 use job_router::job::{JobId, Lease, LeaseId, PendingJob, ProjectFacts, ProjectId, Tenant};
 use job_router::pause::Target;
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{Expired, Offer, Renewed, Report, Return};
+use job_router::redis::{Expired, Offer, Policy, Renewed, Report, Return};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::Fingerprint;
 
@@ -63,6 +63,7 @@ pub struct Reference {
     pub payers: BTreeMap<String, Payer>,
     pub scopes: BTreeSet<Scope>,
     pub paused: BTreeSet<Target>,
+    pub policy: Policy,
     /// Events of the present step: job, word, attempt.
     pub events: Vec<(u64, String, u32)>,
     seq: u64,
