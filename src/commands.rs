@@ -19,6 +19,7 @@ mod demo;
 mod dev;
 mod events;
 mod jobs;
+mod lane_order;
 mod lanes;
 mod ledger;
 mod output;
@@ -60,6 +61,7 @@ enum Command {
     Jobs(jobs::Args),
     Events(events::Args),
     Lanes(lanes::Args),
+    LaneOrder(lane_order::Args),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
     Paused(pause::PausedArgs),
@@ -143,6 +145,7 @@ async fn run_tool(command: Command, stop: CancellationToken) -> anyhow::Result<(
         Command::Jobs(args) => jobs::run(args).await,
         Command::Events(args) => events::run(args, stop).await,
         Command::Lanes(args) => lanes::run(args).await,
+        Command::LaneOrder(args) => lane_order::run(args).await,
         Command::Pause(args) => pause::pause(args).await,
         Command::Resume(args) => pause::resume(args).await,
         Command::Paused(args) => pause::paused(args).await,

@@ -223,6 +223,10 @@ async fn a_queue_is_paused_is_listed_with_what_it_holds_up_and_is_resumed() {
     assert!(listed.contains("tenant:ns:3") && listed.contains(r#"a "reason""#), "{listed}");
     let lanes: serde_json::Value = serde_json::from_slice(&run(&redis, &["lanes", "--json"], "").stdout).unwrap();
     assert_eq!(lanes[0]["paused"], true);
+    assert_eq!(lanes[0]["order"], "fair");
+    assert_eq!(text(&run(&redis, &["lane-order", &lane, "fifo"], "").stdout), format!("{lane}: fifo now\n"));
+    let lanes: serde_json::Value = serde_json::from_slice(&run(&redis, &["lanes", "--json"], "").stdout).unwrap();
+    assert_eq!(lanes[0]["order"], "fifo");
     let told = text(&run(&redis, &["events"], "").stdout);
     assert!(told.contains("queue.paused") && told.contains("target=tenant:ns:3"), "{told}");
     for target in targets {
@@ -243,7 +247,7 @@ async fn a_queue_is_paused_is_listed_with_what_it_holds_up_and_is_resumed() {
 
 #[test]
 fn mistakes_of_the_user_end_with_64_and_are_told_all_at_once() {
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 16] = [
         &["serve", "--lease", "soon", "--grpc-listen", "here"],
         &["serve", "--no-such-flag"],
         &["no-such-command"],
@@ -258,6 +262,8 @@ fn mistakes_of_the_user_end_with_64_and_are_told_all_at_once() {
         &["pause", "all", "--for", "a while"],
         &["pause", "all", "--note", "two\nlines"],
         &["resume", "project", "ns:3"],
+        &["lane-order", "all", "lifo"],
+        &["lane-order", "group:9:aaaaaaaaaaaaaaaaaaaaaa", "fifo"],
     ];
     for args in cases {
         let output = command(args).output().unwrap();
@@ -311,7 +317,7 @@ fn what_cannot_be_reached_ends_with_1_and_says_what() {
 
 #[test]
 fn every_subcommand_teaches_with_an_example() {
-    let commands: [&[&str]; 18] = [
+    let commands: [&[&str]; 19] = [
         &[],
         &["serve"],
         &["dev"],
@@ -324,6 +330,7 @@ fn every_subcommand_teaches_with_an_example() {
         &["pause"],
         &["resume"],
         &["paused"],
+        &["lane-order"],
         &["demo"],
         &["bench"],
         &["bench", "latency"],

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use job_router::redis::Redis;
+use job_router::redis::{Partition, Redis};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::Capability;
 use serde::Serialize;
@@ -16,6 +16,7 @@ use super::{jobs, output};
 /// A lane is who may take the jobs (instance, group:<id> or project:<id>) and what they need (tags, protection, features). BUCKETS
 /// counts the queues with jobs in it, one for each project and priority; TENANTS whose they are; PODS those that hold a
 /// runner for this lane with nothing to do. PAUSED: an operator holds it up, alone or with everything (`job-router paused`).
+/// ORDER: whether its jobs go by fair shares, or as a plain queue.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  job-router lanes\n  job-router lanes --json | jq 'map(select(.buckets > 0 and .pods_waiting == 0))'"
@@ -42,6 +43,8 @@ struct Row {
     tenants: Option<u64>,
     pods_waiting: u64,
     paused: bool,
+    /// `fair` or `fifo`.
+    order: &'static str,
 }
 
 /// Lists the lanes.
@@ -66,6 +69,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         "TENANTS",
         "PODS WAITING",
         "PAUSED",
+        "ORDER",
     ]);
     for row in rows.into_values() {
         let list =
@@ -80,6 +84,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             row.tenants.map_or_else(|| "-".to_owned(), |tenants| tenants.to_string()),
             row.pods_waiting.to_string(),
             if row.paused { "yes" } else { "no" }.to_owned(),
+            row.order.to_owned(),
         ]);
     }
     output::print(&table)
@@ -88,6 +93,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 async fn add_partition(redis: &Redis, prefix: &str, rows: &mut BTreeMap<Lane, Row>) -> anyhow::Result<()> {
     let lanes = jobs::hash(redis.command("HGETALL", [format!("{prefix}lanes").into()]).await?)?;
     let capabilities = jobs::hash(redis.command("HGETALL", [format!("{prefix}capabilities").into()]).await?)?;
+    let policy = Partition::new(redis.clone(), prefix).policy().await?;
     let paused = jobs::hash(redis.command("HGETALL", [format!("{prefix}paused").into()]).await?)?;
     for name in lanes.into_keys() {
         let lane: Lane = name.parse().context("a lane of another version")?;
@@ -96,6 +102,7 @@ async fn add_partition(redis: &Redis, prefix: &str, rows: &mut BTreeMap<Lane, Ro
             .and_then(|json| serde_json::from_str(json).ok())
             .with_context(|| format!("lane {name} has no capability"))?;
         let row = rows.entry(lane).or_insert_with(|| Row::new(lane, &capability));
+        row.order = policy.order_of(lane).as_str();
         row.paused |= paused.contains_key("all") || paused.contains_key(&format!("lane:{name}"));
         let members = members(redis, &format!("{prefix}lane:{name}")).await?;
         let mut buckets = Vec::new();
@@ -154,6 +161,7 @@ impl Row {
             tenants: None,
             pods_waiting: 0,
             paused: false,
+            order: "",
         }
     }
 }

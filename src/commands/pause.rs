@@ -205,7 +205,7 @@ pub(super) async fn paused(args: PausedArgs) -> anyhow::Result<()> {
 }
 
 /// Those that a target has jobs in, as far as this can be told from here.
-fn partitions(config: &Config, redis: &Redis, target: &Target) -> Vec<Partition> {
+pub(super) fn partitions(config: &Config, redis: &Redis, target: &Target) -> Vec<Partition> {
     let keys = connection::keys(config);
     let numbers = match target {
         Target::Tenant(tenant) => keys.partition_of(tenant)..keys.partition_of(tenant) + 1,
@@ -214,7 +214,7 @@ fn partitions(config: &Config, redis: &Redis, target: &Target) -> Vec<Partition>
     numbers.map(|number| Partition::new(redis.clone(), &keys.partition(number))).collect()
 }
 
-fn half_way(done: usize, all: usize) -> String {
+pub(super) fn half_way(done: usize, all: usize) -> String {
     format!("done in {done} of {all} partitions; repeat the command to do it in all")
 }
 
