@@ -117,7 +117,7 @@ local function is_next(scope, rank, name, project_id, fp)
   local lane = scope .. ':' .. fp
   if indexed[name] or not in_scope(project_id, scope) or call('EXISTS', lane_key(lane)) == 1 then return false end
   local tenant = project(project_id).tenant
-  if lane_paused(lane) or tenant_paused(tenant) or is_anothers(lane, me, rank) then return false end
+  if paused('lane:', lane) or paused('tenant:', tenant) or is_anothers(lane, me, rank) then return false end
   return scope ~= 'instance' or not tenant_capped(tenant) and not project_capped(tenant, project_id)
 end
 

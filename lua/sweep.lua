@@ -25,7 +25,7 @@ for i = 1, #page[2], 2 do
   local head = call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
   if head[1] then
     if NOW - used_at_ms > idle_ms / 4 then call('HSET', LANES, lane, NOW_TEXT) end
-    if not lane_paused(lane) then lanes[#lanes + 1], heads[#heads + 1] = lane, head[1] .. ' ' .. head[2] end
+    if not paused('lane:', lane) then lanes[#lanes + 1], heads[#heads + 1] = lane, head[1] .. ' ' .. head[2] end
   elseif NOW - used_at_ms > tonumber(idle_ms) then
     call('HDEL', LANES, lane)
     call('DEL', P .. 'waiting:' .. lane)

@@ -59,15 +59,16 @@ end
 -- The bucket to take from in an instance lane, or nil when the index had to be mended first.
 local function next_of_tenants(lane, fp)
   local tenant, score = first_of(lane_key(lane))
-  local t = tenant_of(tenant)
+  local t, head = tenant_of(tenant), head_in(score)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   local first = order_of(tenant_lane, TENANT_AHEAD)[1]
-  if not first or tenant_capped(tenant) or score_of_tenant(fp, t.running, t.weight, score) ~= score then
+  local right = plain_score(fp, 0, head) or tenant_score(t.running, t.weight, head)
+  if not first or tenant_capped(tenant) or right ~= score then
     return place_tenant(fp, tenant)
   end
   local id, priority = string.match(first.member, '^(%d+):(-?%d)$')
-  local expected = head_in(first.score)
-  if not is_plain(fp) then expected = bucket_score(tonumber(priority), project_running(tenant, id), expected) end
+  head = head_in(first.score)
+  local expected = plain_score(fp, 0, head) or bucket_score(tonumber(priority), project_running(tenant, id), head)
   if project(id).tenant ~= tenant or not in_scope(id, 'instance') or project_capped(tenant, id) then
     place(tenant_lane, first.member, nil)
     return place_tenant(fp, tenant)
@@ -82,7 +83,7 @@ end
 local function next_of_buckets(lane, fp, scope)
   local member, score = first_of(lane_key(lane))
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
-  if not in_scope(id, scope) or tenant_paused(project(id).tenant) then return place(lane_key(lane), member, nil) and nil end
+  if not in_scope(id, scope) or paused('tenant:', project(id).tenant) then return place(lane_key(lane), member, nil) and nil end
   local expected = counts_in(scope) and bucket_score(tonumber(priority), running_in(scope, id), head_in(score))
   if expected and expected ~= score then return place(lane_key(lane), member, expected) and nil end
   return fp .. ':' .. id .. ':' .. priority, id
@@ -126,7 +127,7 @@ local heads, scope_of, fp_of = {}, {}, {}
 for i = 5, first_slot - 1 do
   local lane = ARGV[i]
   local list = order_of(lane_key(lane), AHEAD)
-  if list[1] and (lane_paused(lane) or n_slots > 0 and is_anothers(lane, me, rank)) then list = {} end
+  if list[1] and (paused('lane:', lane) or n_slots > 0 and is_anothers(lane, me, rank)) then list = {} end
   heads[lane] = list
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
 end
@@ -135,7 +136,7 @@ end
 -- head that should not be there that would be no lower bound, so it is mended first.
 local function by_share(lane, list)
   local fp = fp_of[lane]
-  if scope_of[lane] ~= 'instance' or not is_plain(fp) then return list[1].score end
+  if scope_of[lane] ~= 'instance' or not plain_score(fp, 0, 0) then return list[1].score end
   for _ = 1, STEPS do
     if next_of_tenants(lane, fp) then break end
     if not list[1] then return nil end

@@ -11,21 +11,12 @@ local function count_in(scope, id, job)
   end
 end
 
-local freed_in = {} -- '<scope> <project>' -> how many of its jobs ended, or went back, in this call
-
--- One ends or goes back.
-local function uncount_in(scope, id, job)
-  if not string.find(scope, '^group:') then return end
-  call('SREM', P .. 'running:' .. scope .. ':' .. id, job)
-  running_by[scope .. ':' .. id] = nil
-  local key = scope .. ' ' .. id
-  freed_in[key] = (freed_in[key] or 0) + 1
-end
+local freed_in = {} -- '<scope>:<project>' -> how many of its jobs ended, or went back, in this call
 
 -- A project's buckets in a group's lanes may go sooner now, by as many running jobs as it has lost.
 local function lower_in_groups()
   for key, lost in pairs(freed_in) do
-    local scope, id = string.match(key, '^(%S+) (%S+)$')
+    local scope, id = string.match(key, '^(.*):(%d+)$')
     local members = counts_in(scope) and call('ZRANGEBYLEX', BUCKETS, '[' .. id .. ':', '(' .. id .. ';', 'LIMIT', 0, STEPS) or {}
     for _, name in ipairs(members) do
       local fp, _, priority = bucket_parts(bucket_of_member(name))

@@ -28,7 +28,7 @@ local function place_tenant(fp, tenant)
     place(lane, tenant, nil)
   else
     local t = tenant_of(tenant)
-    place(lane, tenant, score_of_tenant(fp, t.running, t.weight, score))
+    place(lane, tenant, plain_score(fp, 0, head_in(score)) or tenant_score(t.running, t.weight, head_in(score)))
   end
 end
 
@@ -55,11 +55,12 @@ local function place_bucket(scope, fp, id, priority, head)
   head = head_of(head)
   local tenant = project(id).tenant
   if scope ~= 'instance' then
-    local score = counts_in(scope) and bucket_score(priority, running_in(scope, id), head) or score_by_head(priority, head)
-    place(lane_key(lane), member, not tenant_paused(tenant) and score or nil)
+    local score = plain_score(nil, priority, head) or counts_in(scope) and bucket_score(priority, running_in(scope, id), head)
+      or fifo_score(priority, head)
+    place(lane_key(lane), member, not paused('tenant:', tenant) and score or nil)
     return
   end
-  local score = is_plain(fp) and plain_head(priority, head) or bucket_score(priority, project_running(tenant, id), head)
+  local score = plain_score(fp, priority, head) or bucket_score(priority, project_running(tenant, id), head)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   if project_capped(tenant, id) then
     place(tenant_lane, member, nil)
@@ -105,7 +106,7 @@ end
 local function wake_for(fp, id, me, woken, mine)
   for _, scope in ipairs(project(id).open) do
     local lane = scope .. ':' .. fp
-    if not woken[lane] and not tenant_paused(project(id).tenant) then
+    if not woken[lane] and not paused('tenant:', project(id).tenant) then
       woken[lane] = true
       if wake_one(lane, me) then mine[#mine + 1] = lane end
     end

@@ -70,7 +70,10 @@ local function release(jobs)
     table.insert(of_pods[job.pod], job.id)
     local _, project_id = bucket_parts(job.bucket)
     if job.scope ~= 'instance' then
-      uncount_in(job.scope, project_id, job.id)
+      local key = job.scope .. ':' .. project_id
+      call('SREM', P .. 'running:' .. key, job.id)
+      running_by[key] = nil
+      freed_in[key] = (freed_in[key] or 0) + 1
     else
       local of_tenant = counted_in[job.tenant] or {}
       counted_in[job.tenant] = of_tenant

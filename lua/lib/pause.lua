@@ -12,30 +12,23 @@
 local PAUSED = P .. 'paused'
 local PAUSE_ENDS = P .. 'pause_ends'
 
-local by_hand -- whether something is paused, or set otherwise than by default; looked up once per call
+local by_hand -- what is known to be paused; false: nothing is, nor is anything set otherwise than by default
 
+-- Whether an operator has a hand in it; looked up once per call.
 local function something_by_hand()
-  if by_hand == nil then by_hand = call('EXISTS', PAUSED, P .. 'policy') > 0 end
+  if by_hand == nil then by_hand = call('EXISTS', PAUSED, P .. 'policy') > 0 and {} end
   return by_hand
 end
 
-local known_paused = {}
-
-local function is_paused(target)
-  if known_paused[target] == nil then known_paused[target] = call('HEXISTS', PAUSED, target) == 1 end
-  return known_paused[target]
-end
-
-local function lane_paused(lane)
-  return something_by_hand() and (is_paused('all') or is_paused('lane:' .. lane))
-end
-
-local function tenant_paused(tenant)
-  return something_by_hand() and is_paused('tenant:' .. tenant)
-end
-
-local function project_paused(id)
-  return something_by_hand() and is_paused('project:' .. id)
+-- `kind` is 'lane:', 'tenant:' or 'project:'. One function, as each costs every call that has it.
+local function paused(kind, of)
+  local known = something_by_hand()
+  if not known then return false end
+  local target = kind .. of
+  if known[target] == nil then
+    known[target] = call('HEXISTS', PAUSED, target) == 1 or kind == 'lane:' and call('HEXISTS', PAUSED, 'all') == 1
+  end
+  return known[target]
 end
 
 -- What kind of target it is, and which.

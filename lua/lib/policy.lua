@@ -21,10 +21,13 @@ local function policy()
   return known_policy
 end
 
--- Whether an instance lane is a plain queue: by queue time and nothing else, or by that and priority.
-local function is_plain(fp)
+-- Score of a bucket in a plain queue: its queue time, with priority where that holds for all; nil where the lane is none. `fp` is
+-- of an instance lane, which may be one by itself. Of a tenant the same with priority 0.
+local function plain_score(fp, priority, head)
+  if not something_by_hand() then return nil end
   local known = policy()
-  return known.ageing_ms ~= nil or (known['lane:instance:' .. fp] or known.instance) == 'fifo'
+  if known.ageing_ms then return aged_head(priority, head, known.ageing_ms) end
+  if fp and (known['lane:instance:' .. fp] or known.instance) == 'fifo' then return head end
 end
 
 -- Whether instance lanes differ in that.
@@ -39,21 +42,4 @@ end
 -- Whether the jobs that a project runs on a group's runners count in the group's lanes.
 local function counts_in(scope)
   return policy().group == 'fair' and not policy().ageing_ms and string.find(scope, '^group:') ~= nil
-end
-
--- Queue time as it counts in a plain queue.
-local function plain_head(priority, head)
-  local ageing_ms = policy().ageing_ms
-  return ageing_ms and aged_head(priority, head, ageing_ms) or head
-end
-
--- Score of a tenant in an instance lane; `first` is that of its first bucket there.
-local function score_of_tenant(fp, running, weight, first)
-  if is_plain(fp) then return head_in(first) end
-  return tenant_score(running, weight, head_in(first))
-end
-
--- Score of a bucket where nothing but its priority and head counts.
-local function score_by_head(priority, head)
-  return policy().ageing_ms and plain_head(priority, head) or fifo_score(priority, head)
 end

@@ -62,7 +62,7 @@ local function route_project(id)
     for namespace in string.gmatch(namespaces, '%d+') do wanted[#wanted + 1] = 'group:' .. namespace end
   end
   local open = {}
-  if project_paused(id) then wanted = {} end
+  if paused('project:', id) then wanted = {} end
   for i, seen in ipairs(wanted[1] and call('ZMSCORE', SCOPES, unpack(wanted)) or {}) do
     if seen then open[#open + 1] = wanted[i] end
   end
@@ -119,7 +119,7 @@ end
 
 -- Whether nothing of a tenant may start on instance runners now.
 local function tenant_capped(tenant)
-  if tenant_paused(tenant) then return true end
+  if paused('tenant:', tenant) then return true end
   local t = tenant_of(tenant)
   return t.max_running and t.running >= t.max_running
 end
