@@ -11,7 +11,7 @@
 -- Cost O(256): at most about 300 calls, whatever is queued
 --
 -- flags: no-writes
--- uses: base event project bucket order index job look
+-- uses: base event pause project bucket order index job look
 
 local id = ARGV[1]
 local told = {}

@@ -19,7 +19,7 @@
 --         slots whose jobs were handed over: nobody stood before these, so they passed through the queue at once.
 -- Cost O(jobs · scopes of a project that some runner has)
 --
--- uses: base reply event score wake version project bucket order index count job assign
+-- uses: base reply event score pause policy wake version project bucket order index group count job assign
 
 local me, accept_ms, n_slots = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local FIELDS = 10
@@ -116,8 +116,8 @@ for at = FIRST - 3, 7, -6 do slot_of[ARGV[at - 3]] = at end
 local function is_next(scope, rank, name, project_id, fp)
   local lane = scope .. ':' .. fp
   if indexed[name] or not in_scope(project_id, scope) or call('EXISTS', lane_key(lane)) == 1 then return false end
-  if is_anothers(lane, me, rank) then return false end
   local tenant = project(project_id).tenant
+  if paused('lane:', lane) or paused('tenant:', tenant) or is_anothers(lane, me, rank) then return false end
   return scope ~= 'instance' or not tenant_capped(tenant) and not project_capped(tenant, project_id)
 end
 

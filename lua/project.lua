@@ -14,7 +14,7 @@
 --          STALE  a newer one is known; nothing changed
 -- Cost O(scopes of the project)
 --
--- uses: base reply version project
+-- uses: base reply pause version project
 
 local id, version, tenant, max_running = ARGV[1], ARGV[2], ARGV[3], ARGV[6]
 local key = P .. 'project:' .. id

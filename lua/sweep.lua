@@ -1,4 +1,4 @@
--- sweep: look which lanes have work, forget what is long unused, trim the events.
+-- sweep: look which lanes have work and which pauses are over, forget what is long unused, trim the events.
 --
 -- Called by stage `recover` once a second, jittered. Safe to repeat. A pod that sees the same head twice, has a free
 -- slot for it and thinks that it waits there has lost a wake: it takes, and counts.
@@ -9,11 +9,12 @@
 -- ARGV[3]  events_max      the event stream is trimmed to about so many entries
 -- ARGV[4]  scope_ttl_ms    a scope no pod has spoken for since is closed
 --
--- Returns {next cursor, lanes, heads}: lanes with work, and what is at their head
+-- Returns {next cursor, lanes, heads, pauses}: lanes with work that are not paused, and what is at their head; with cursor 0 the
+--         pauses whose time is over, {target, end} pairs, flat
 -- Cost O(64)
 --
 -- flags: allow-oom
--- uses: base project index
+-- uses: base pause project index
 
 local cursor, idle_ms, events_max, scope_ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local lanes, heads = {}, {}
@@ -24,13 +25,14 @@ for i = 1, #page[2], 2 do
   local head = call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
   if head[1] then
     if NOW - used_at_ms > idle_ms / 4 then call('HSET', LANES, lane, NOW_TEXT) end
-    lanes[#lanes + 1], heads[#heads + 1] = lane, head[1] .. ' ' .. head[2]
+    if not paused('lane:', lane) then lanes[#lanes + 1], heads[#heads + 1] = lane, head[1] .. ' ' .. head[2] end
   elseif NOW - used_at_ms > tonumber(idle_ms) then
     call('HDEL', LANES, lane)
     call('DEL', P .. 'waiting:' .. lane)
   end
 end
 
+local over = cursor == '0' and call('ZRANGEBYSCORE', PAUSE_ENDS, '-inf', NOW_TEXT, 'WITHSCORES', 'LIMIT', 0, STEPS) or {}
 call('XTRIM', P .. 'events', 'MAXLEN', '~', events_max)
 call('ZREMRANGEBYSCORE', SCOPES, 1, string.format('%.0f', NOW - scope_ttl_ms))
-return { page[1], lanes, heads }
+return { page[1], lanes, heads, over }

@@ -14,11 +14,11 @@
 -- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}. Slots left over: the pod now waits in every
 --         lane asked; none left: in none of them. Lanes: those to ask again, as work is left that the index hid.
 --         Tenants of equal share go by the head of the bucket that stands first; that may be outdated where its
---         project has started jobs from another lane since.
+--         project has started jobs from another lane since. In a paused lane the pod just waits.
 -- Cost O(slots · log tenants + lanes)
 --
 -- flags: allow-oom
--- uses: base event score wake project bucket order index count job assign
+-- uses: base event score pause policy wake project bucket order index group count job assign
 
 local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local first_slot = 5 + n_lanes
@@ -58,7 +58,8 @@ end
 
 -- Tenants that started jobs from other lanes stand too low in an instance lane: which is known without reading their buckets.
 -- Answers whether the first one did.
-local function put_right(lane)
+local function put_right(lane, fp)
+  if plain_score(fp, 0, 0) then return false end
   local list = order_of(lane_key(lane), AHEAD)
   for step = 1, STEPS do
     local head = list[1]
@@ -74,17 +75,18 @@ end
 
 -- The bucket to take from in an instance lane, or nil when the index had to be mended first.
 local function next_of_tenants(lane, fp)
-  if put_right(lane) then return nil end -- another lane may be first now
+  if put_right(lane, fp) then return nil end -- another lane may be first now
   local tenant, score = first_of(lane_key(lane))
   local t = tenant_of(tenant)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   local first = order_of(tenant_lane, TENANT_AHEAD)[1]
   if not first or tenant_capped(tenant) then return place_tenant(fp, tenant) end
-  if tenant_score(t.running, t.weight, waits_since(head_in(first.score), t.served)) ~= score then
+  local head = head_in(first.score)
+  if (plain_score(fp, 0, head) or tenant_score(t.running, t.weight, waits_since(head, t.served))) ~= score then
     return place_tenant(fp, tenant)
   end
   local id, priority = string.match(first.member, '^(%d+):(-?%d)$')
-  local expected = bucket_score(tonumber(priority), project_running(tenant, id), head_in(first.score))
+  local expected = plain_score(fp, 0, head) or bucket_score(tonumber(priority), project_running(tenant, id), head)
   if project(id).tenant ~= tenant or not in_scope(id, 'instance') or project_capped(tenant, id) then
     place(tenant_lane, first.member, nil)
     return place_tenant(fp, tenant)
@@ -97,9 +99,11 @@ end
 
 -- The bucket to take from in a group or project lane, or nil when the index had to be mended first.
 local function next_of_buckets(lane, fp, scope)
-  local member = first_of(lane_key(lane))
+  local member, score = first_of(lane_key(lane))
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
-  if not in_scope(id, scope) then return place(lane_key(lane), member, nil) and nil end
+  if not in_scope(id, scope) or paused('tenant:', project(id).tenant) then return place(lane_key(lane), member, nil) and nil end
+  local expected = counts_in(scope) and bucket_score(tonumber(priority), running_in(scope, id), head_in(score))
+  if expected and expected ~= score then return place(lane_key(lane), member, expected) and nil end
   return fp .. ':' .. id .. ':' .. priority, id
 end
 
@@ -141,20 +145,39 @@ local heads, scope_of, fp_of = {}, {}, {}
 for i = 5, first_slot - 1 do
   local lane = ARGV[i]
   local list = order_of(lane_key(lane), AHEAD)
-  if n_slots > 0 and list[1] and is_anothers(lane, me, rank) then list = {} end
+  if list[1] and (paused('lane:', lane) or n_slots > 0 and is_anothers(lane, me, rank)) then list = {} end
   heads[lane] = list
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
-  if n_lanes > 1 and scope_of[lane] == 'instance' then put_right(lane) end
+  if n_lanes > 1 and scope_of[lane] == 'instance' then put_right(lane, fp_of[lane]) end
 end
+
+-- By what the head of a lane goes before that of another where plain queues and fair lanes are mixed: by its tenant's share. Of a
+-- head that should not be there that would be no lower bound, so it is mended first.
+local function by_share(lane, list)
+  local fp = fp_of[lane]
+  if scope_of[lane] ~= 'instance' or not plain_score(fp, 0, 0) then return list[1].score end
+  for _ = 1, STEPS do
+    if next_of_tenants(lane, fp) then break end
+    if not list[1] then return nil end
+  end
+  local t = tenant_of(list[1].member)
+  return tenant_score(t.running, t.weight, waits_since(head_in(list[1].score), t.served))
+end
+
+local mixed -- whether they are; looked up once there is a head
 
 -- Each step takes a job or mends the index once; the index is never far out.
 for _ = 1, n_slots + STEPS do
   if #jobs == n_slots then break end
   local best, first
   for lane, list in pairs(heads) do
-    local head = list[1]
-    if head and (not best or head.score < first.score or head.score == first.score and lane < best) then
-      best, first = lane, head
+    local score = list[1] and list[1].score
+    if score then
+      if mixed == nil then mixed = are_lanes_mixed() end
+      if mixed then score = by_share(lane, list) end
+    end
+    if score and (not best or score < first or score == first and lane < best) then
+      best, first = lane, score
     end
   end
   if not best then break end

@@ -20,9 +20,11 @@ mod dev;
 mod events;
 mod explain;
 mod jobs;
+mod lane_order;
 mod lanes;
 mod ledger;
 mod output;
+mod pause;
 mod publish;
 mod rig;
 mod runner;
@@ -61,6 +63,10 @@ enum Command {
     Explain(explain::Args),
     Events(events::Args),
     Lanes(lanes::Args),
+    LaneOrder(lane_order::Args),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Paused(pause::PausedArgs),
     Bench(bench::Args),
     #[command(hide = true)]
     BenchLoad(bench::load::Args),
@@ -142,6 +148,10 @@ async fn run_tool(command: Command, stop: CancellationToken) -> anyhow::Result<(
         Command::Explain(args) => explain::run(args).await,
         Command::Events(args) => events::run(args, stop).await,
         Command::Lanes(args) => lanes::run(args).await,
+        Command::LaneOrder(args) => lane_order::run(args).await,
+        Command::Pause(args) => pause::pause(args).await,
+        Command::Resume(args) => pause::resume(args).await,
+        Command::Paused(args) => pause::paused(args).await,
         Command::Bench(args) => Box::pin(bench::run(args, stop)).await,
         Command::Demo(args) => demo::run(args, stop).await,
         Command::Serve(_) | Command::Runner(_) | Command::BenchLoad(_) | Command::Dev(_) => {

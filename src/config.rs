@@ -126,6 +126,10 @@ settings! {
     affinity_wait: Duration,
     /// The order of group and project lanes.
     group_lane_order: GroupLaneOrder,
+    /// Among whose jobs priorities hold.
+    priority: PriorityReach,
+    /// What a step of priority is worth where it holds among all: so much waiting.
+    priority_ageing: Duration,
     /// How long an empty lane is remembered.
     lane_idle_ttl: Duration,
     /// How long a scope without a runner is indexed.
@@ -165,6 +169,15 @@ pub enum GroupLaneOrder {
     Fifo,
     /// As in an instance lane: by running jobs.
     Fair,
+}
+
+/// Among whose jobs priorities hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PriorityReach {
+    /// Those of one tenant.
+    Tenant,
+    /// All.
+    Global,
 }
 
 /// A value for each key.

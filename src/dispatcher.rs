@@ -29,8 +29,8 @@ use crate::redis::{Keys, Partition, RedisSettings, Runners};
 use crate::stages::held::Held;
 use crate::stages::sessions::Sessions;
 use crate::stages::{
-    Pod, admit, explain, fan_out, finish, give_back, mail, presence, recover, registry, running, scopes, start, stuck,
-    take,
+    Pod, admit, explain, fan_out, finish, give_back, mail, presence, recover, registry, resume, running, scopes, start,
+    stuck, take,
 };
 use crate::telemetry::admin::{self, Admin};
 use crate::telemetry::{Readiness, registry as metrics_registry, samplers};
@@ -87,6 +87,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         stopped: stopped.clone(),
     };
     redis_up::load_scripts(&pod).await.context("redis: loading the scripts")?;
+    redis_up::set_policy(&pod).await.context("redis: setting the policy")?;
     readiness.set_redis_up(true);
     readiness.set_scripts_loaded(true);
 
@@ -96,6 +97,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let (give_back_in, returns) = mpsc::channel(CHANNEL);
     let (scopes_in, scopes_used) = mpsc::channel(CHANNEL);
     let (presence_in, seen) = mpsc::channel(1); // what is not told yet stays with the fleet
+    let (over_in, over) = mpsc::channel(resume::CHANNEL);
     let (knocks_in, knocks) = mpsc::channel(CHANNEL);
     let (accepted_in, accepted) = mpsc::channel(CHANNEL);
     let (declined_in, declined) = mpsc::channel(CHANNEL);
@@ -109,7 +111,8 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         tasks.spawn(ended_ok("mail", mail::run(pod.clone(), number, reader, to_take.clone(), mail_read.clone())));
         // The first heartbeat comes before anything waits for mail: mail is only for pods that are known.
         recover::join(&pod, number).await.context("redis: joining")?;
-        tasks.spawn(ended_ok("recover", recover::run(pod.clone(), number, to_take.clone(), mail_read)));
+        let recover = recover::run(pod.clone(), number, to_take.clone(), over_in.clone(), mail_read);
+        tasks.spawn(ended_ok("recover", recover));
     }
     let reader = pod.redis.reader().await.context("redis")?;
     tasks.spawn(ended_ok("registry", registry::run(pod.clone(), reader, changes_from, to_take.clone())));
@@ -119,6 +122,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     tasks.spawn(ended_ok("explain", explain::run(pod.clone(), questions)));
     tasks.spawn(ended_ok("stuck", stuck::run(pod.clone())));
     tasks.spawn(ended_ok("scopes", scopes::run(pod.clone(), scopes_used, to_take.clone())));
+    tasks.spawn(ended_ok("resume", resume::run(pod.clone(), over)));
     tasks.spawn(ended_ok("admit", admit::run(pod.clone(), knocks, to_take.clone(), closed_in.clone())));
     tasks.spawn(ended_ok("start", start::run(pod.clone(), accepted)));
     tasks.spawn(ended_ok("running", running::run(pod.clone(), beats)));

@@ -2,7 +2,7 @@
 //!
 //! Arrives: plain facts about tenants, projects and buckets of one lane. Leaves: the next bucket, and the scores by
 //! which Redis keeps that order. The scores mirror `lua/lib/score.lua` bit for bit (`tests/fairness.rs` runs both);
-//! [`next_in_instance_lane`] and [`next_in_fifo_lane`] are what `take` must choose (`tests/model.rs`).
+//! the functions `next_in_…` are what `take` must choose (`tests/model.rs`).
 //!
 //! Precision: shares differ when they differ by more than one part in 256; running jobs of a project count up to
 //! 1,023; queue times count in ms from 2025 to 2059. Equal scores go by name, byte by byte, as in a sorted set.
@@ -70,6 +70,39 @@ pub fn next_of_tenant(tenant: &TenantInLane<'_>) -> Option<BucketInLane> {
     free.min_by_key(|bucket| (score(bucket), member(bucket))).copied()
 }
 
+/// The next bucket of an instance lane that is a plain queue, its tenant's key, and its score: the oldest head, be it whose it may;
+/// with `ageing_ms` as [`aged_head`] has it. Who is at a cap is left out.
+pub fn next_in_plain_lane<'a>(
+    tenants: &[TenantInLane<'a>],
+    ageing_ms: Option<u64>,
+) -> Option<(u64, &'a str, BucketInLane)> {
+    let free = tenants.iter().filter(|tenant| !at_cap(tenant.running, tenant.max_running));
+    let buckets = free.flat_map(|tenant| tenant.buckets.iter().map(|bucket| (tenant.key, *bucket)));
+    let nexts = buckets
+        .filter(|(_, bucket)| !at_cap(bucket.project_running, bucket.project_max_running))
+        .map(|(key, bucket)| (plain_head(&bucket, ageing_ms), key, bucket));
+    nexts.min_by_key(|(score, key, bucket)| (*score, *key, member(bucket)))
+}
+
+/// The next bucket of a group's fair lane, and its score: priority, then the project's running jobs, which are those on the
+/// group's runners, then the oldest head.
+pub fn next_in_fair_lane(buckets: &[BucketInLane]) -> Option<(u64, BucketInLane)> {
+    let score =
+        |bucket: &BucketInLane| bucket_score(bucket.priority, bucket.project_running, head_of(bucket.queued_at_ms));
+    buckets.iter().map(|bucket| (score(bucket), *bucket)).min_by_key(|(score, bucket)| (*score, member(bucket)))
+}
+
+/// The next bucket of a group or project lane where priorities age, and its score.
+pub fn next_in_aged_lane(buckets: &[BucketInLane], ageing_ms: u64) -> Option<(u64, BucketInLane)> {
+    let score = |bucket: &BucketInLane| plain_head(bucket, Some(ageing_ms));
+    buckets.iter().map(|bucket| (score(bucket), *bucket)).min_by_key(|(score, bucket)| (*score, member(bucket)))
+}
+
+fn plain_head(bucket: &BucketInLane, ageing_ms: Option<u64>) -> u64 {
+    let head = head_of(bucket.queued_at_ms);
+    ageing_ms.map_or(head, |ageing_ms| aged_head(bucket.priority, head, ageing_ms))
+}
+
 /// The next bucket of a group or project lane, and its score, by which lanes compare: priority, then the oldest head.
 pub fn next_in_fifo_lane(buckets: &[BucketInLane]) -> Option<(u64, BucketInLane)> {
     let score = |bucket: &BucketInLane| fifo_score(bucket.priority, head_of(bucket.queued_at_ms));
@@ -113,6 +146,13 @@ pub fn bucket_score(priority: Priority, running: u32, head: u64) -> u64 {
 /// A bucket in a group or project lane: priority, then the oldest head.
 pub fn fifo_score(priority: Priority, head: u64) -> u64 {
     ((2 - i64::from(priority.rank())) as u64) * (1 << PRIORITY_BITS) + head
+}
+
+/// Queue time where priorities hold across tenants, and each step of one is worth `ageing_ms` of waiting: a job is overtaken
+/// by none that was queued more than four such steps after it.
+pub fn aged_head(priority: Priority, head: u64, ageing_ms: u64) -> u64 {
+    let worth = i64::from(priority.rank()) * ageing_ms as i64;
+    (head as i64 - worth).clamp(0, HEAD_MAX as i64) as u64
 }
 
 /// The head's part of a score.
@@ -190,6 +230,21 @@ mod tests {
             prop_assert!(tenant_score(running, weight, 0) <= tenant_score(running + 1, weight, 0));
             prop_assert!(tenant_score(running, weight, 0) >= tenant_score(running, weight.saturating_add(1), 0));
             prop_assert!(bucket_score(priority, running, 0) <= bucket_score(priority, running + 1, 0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_job_is_overtaken_by_none_that_was_queued_more_than_four_steps_after_it(
+            a in (priority(), 1u64 << 38..1 << 39), b in (priority(), 1u64 << 38..1 << 39), ageing_ms in 1u64..1 << 30
+        ) {
+            let head = |(priority, head)| aged_head(priority, head, ageing_ms);
+            if a.1 + 4 * ageing_ms < b.1 {
+                prop_assert!(head(a) < head(b));
+            }
+            if a.1 == b.1 {
+                prop_assert_eq!(head(a).cmp(&head(b)), b.0.cmp(&a.0));
+            }
         }
     }
 

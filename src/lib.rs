@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words | [`job`], [`tags`], [`runner`], [`flow`], [`fairness`], [`clock`], [`contract`], [`explain`] |
+//! | words | [`job`], [`tags`], [`runner`], [`flow`], [`fairness`], [`pause`], [`clock`], [`contract`], [`explain`] |
 //! | edges | [`config`], [`telemetry`], [`redis`], [`grpc`], [`proto`] |
 //! | stages | [`stages`], one module for each thing that happens to a job |
 //! | wiring | [`dispatcher`], `main` and its subcommands |
@@ -22,6 +22,7 @@ pub mod fairness;
 pub mod flow;
 pub mod grpc;
 pub mod job;
+pub mod pause;
 pub mod proto;
 pub mod redis;
 pub mod runner;

@@ -19,6 +19,7 @@
 //! | [`recover`] | beats, expires, buries dead pods, sweeps |
 //! | [`explain`] | answers why a job is where it is |
 //! | [`stuck`] | tells of jobs that no online runner could ever take |
+//! | [`resume`] | ends pauses whose time is over |
 
 pub mod admit;
 pub mod explain;
@@ -30,6 +31,7 @@ pub mod mail;
 pub mod presence;
 pub mod recover;
 pub mod registry;
+pub mod resume;
 pub mod running;
 pub mod scopes;
 pub mod sessions;
@@ -104,7 +106,7 @@ pub enum ToTake {
     Standing(u16, Vec<Lane>),
     /// A lane of a partition was opened.
     LaneOpened(u16, Lane, Capability),
-    /// Redis was away, or took the pod for dead: trust nothing known of waiting and of lanes.
+    /// Redis was away, or took the pod for dead, or all lanes go on after a pause: trust nothing known of waiting and of lanes.
     Resync,
 }
 

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use job_router::redis::{PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
+use job_router::contract::{Limits, Message, parse};
+use job_router::redis::{Partition, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
+use job_router::runner::Scope;
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 
@@ -208,9 +210,66 @@ async fn an_unknown_job_says_where_it_may_still_be() {
     assert_eq!(text(&run(&redis, &["lanes", "--json"], "").stdout), "[]\n");
 }
 
+#[tokio::test]
+async fn a_queue_is_paused_is_listed_with_what_it_holds_up_and_is_resumed() {
+    let redis = redis();
+    let edge = Redis::connect(&RedisSettings::new(redis.url())).await.expect("redis answers");
+    let partition = Partition::new(edge.clone(), "{jr:0}:");
+    partition.scope(Scope::Instance, true).await.expect("opens");
+    for id in 1..=3 {
+        let data = format!(r#"{{"id":{id},"project_id":7,"namespace_ids":[3],"payload":{{}}}}"#);
+        let fields = [("v", "1"), ("type", "job.pending"), ("data", &data)];
+        let Ok(Message::JobPending(job)) = parse(&fields, &Limits::default()) else { panic!("a sound job") };
+        partition.fan_out(&"pod".parse().unwrap(), &[(format!("{id}-0"), *job)], Duration::ZERO, &[]).await.unwrap();
+    }
+    let lanes: serde_json::Value = serde_json::from_slice(&run(&redis, &["lanes", "--json"], "").stdout).unwrap();
+    let lane = lanes[0]["lane"].as_str().expect("its name").to_owned();
+    let targets: [&[&str]; 4] = [&["all"], &["lane", &lane], &["tenant", "ns:3"], &["project", "7"]];
+    for target in targets {
+        let more = ["--note", "a \"reason\"", "--by", "ops", "--for", "2h"];
+        let output = run(&redis, &[&["pause"], target, &more].concat(), "");
+        assert!(text(&output.stdout).starts_with(&format!("paused {} until ", target.join(":"))), "{output:?}");
+    }
+    let output = run(&redis, &["paused", "--json"], "");
+    let paused: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (pause, target) in paused.as_array().expect("a list").iter().zip(targets) {
+        assert_eq!(
+            (&pause["target"], &pause["by"], &pause["queued"]),
+            (&target.join(":").into(), &"ops".into(), &3.into())
+        );
+        let lasts = pause["until_ms"].as_u64().unwrap() - pause["since_ms"].as_u64().unwrap();
+        assert!((7_190_000..=7_200_000).contains(&lasts), "{pause}");
+    }
+    assert_eq!(paused.as_array().expect("a list").len(), 4);
+    let listed = text(&run(&redis, &["paused"], "").stdout);
+    assert!(listed.contains("tenant:ns:3") && listed.contains(r#"a "reason""#), "{listed}");
+    let lanes: serde_json::Value = serde_json::from_slice(&run(&redis, &["lanes", "--json"], "").stdout).unwrap();
+    assert_eq!(lanes[0]["paused"], true);
+    assert_eq!(lanes[0]["order"], "fair");
+    assert_eq!(text(&run(&redis, &["lane-order", &lane, "fifo"], "").stdout), format!("{lane}: fifo now\n"));
+    let lanes: serde_json::Value = serde_json::from_slice(&run(&redis, &["lanes", "--json"], "").stdout).unwrap();
+    assert_eq!(lanes[0]["order"], "fifo");
+    let told = text(&run(&redis, &["events"], "").stdout);
+    assert!(told.contains("queue.paused") && told.contains("target=tenant:ns:3"), "{told}");
+    for target in targets {
+        let output = run(&redis, &[&["resume"], target].concat(), "");
+        assert_eq!(text(&output.stdout), format!("resumed {}\n", target.join(":")));
+        let output = run(&redis, &[&["resume"], target].concat(), "");
+        assert_eq!(text(&output.stdout), format!("{} was not paused\n", target.join(":")));
+    }
+    assert_eq!(text(&run(&redis, &["paused", "--json"], "").stdout), "[]\n");
+
+    let unknown = lane.replace("instance:", "group:9:");
+    let output = run(&redis, &["pause", "lane", &unknown], "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("there is no lane group:9:"), "{output:?}");
+    let output = run(&redis, &["pause", "all", "--until", "2020-01-01T00:00:00Z"], "");
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+}
+
 #[test]
 fn mistakes_of_the_user_end_with_64_and_are_told_all_at_once() {
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 16] = [
         &["serve", "--lease", "soon", "--grpc-listen", "here"],
         &["serve", "--no-such-flag"],
         &["no-such-command"],
@@ -219,6 +278,14 @@ fn mistakes_of_the_user_end_with_64_and_are_told_all_at_once() {
         &["runner-add", "--priority", "101"],
         &["events", "--from", "yesterday"],
         &["runner", "--token-file", "t", "--log", "inof"],
+        &["pause", "tenant"],
+        &["pause", "all", "ns:3"],
+        &["pause", "lane", "linux"],
+        &["pause", "all", "--for", "a while"],
+        &["pause", "all", "--note", "two\nlines"],
+        &["resume", "project", "ns:3"],
+        &["lane-order", "all", "lifo"],
+        &["lane-order", "group:9:aaaaaaaaaaaaaaaaaaaaaa", "fifo"],
     ];
     for args in cases {
         let output = command(args).output().unwrap();
@@ -272,7 +339,7 @@ fn what_cannot_be_reached_ends_with_1_and_says_what() {
 
 #[test]
 fn every_subcommand_teaches_with_an_example() {
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 19] = [
         &[],
         &["serve"],
         &["dev"],
@@ -282,6 +349,10 @@ fn every_subcommand_teaches_with_an_example() {
         &["jobs", "show"],
         &["events"],
         &["lanes"],
+        &["pause"],
+        &["resume"],
+        &["paused"],
+        &["lane-order"],
         &["demo"],
         &["bench"],
         &["bench", "latency"],

@@ -2,7 +2,9 @@
 
 mod support;
 
-use job_router::fairness::{bucket_score, fifo_score, head_in, head_of, share_rank, tenant_score, waits_since};
+use job_router::fairness::{
+    aged_head, bucket_score, fifo_score, head_in, head_of, share_rank, tenant_score, waits_since,
+};
 use job_router::job::Priority;
 use proptest::prelude::*;
 use support::World;
@@ -16,8 +18,8 @@ const SCORES: &str = concat!(
       local running, weight, priority = tonumber(ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
       local head = head_of(tonumber(ARGV[i + 3]))
       local tenant = tenant_score(running, weight, waits_since(head, tonumber(ARGV[i + 4])))
-      lines[#lines + 1] = string.format('%.17g %.17g %.17g %.17g %.17g %.17g', head, share_rank(running, weight), tenant,
-        bucket_score(priority, running, head), fifo_score(priority, head), head_in(tenant))
+      lines[#lines + 1] = string.format('%.17g %.17g %.17g %.17g %.17g %.17g %.17g', head, share_rank(running, weight), tenant,
+        bucket_score(priority, running, head), fifo_score(priority, head), head_in(tenant), aged_head(priority, head, weight))
     end
     return lines"
 );
@@ -28,7 +30,8 @@ fn line((running, weight, priority, at, served): Input) -> String {
     let (priority, head) = (Priority::new(priority).expect("in range"), head_of(at));
     let tenant = tenant_score(running, weight, waits_since(head, served));
     let (bucket, fifo) = (bucket_score(priority, running, head), fifo_score(priority, head));
-    format!("{head} {} {tenant} {bucket} {fifo} {}", share_rank(running, weight), head_in(tenant))
+    let aged = aged_head(priority, head, weight.into());
+    format!("{head} {} {tenant} {bucket} {fifo} {} {aged}", share_rank(running, weight), head_in(tenant))
 }
 
 fn inputs() -> impl Strategy<Value = Vec<Input>> {

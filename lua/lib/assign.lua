@@ -12,7 +12,11 @@ local function assign(id, attempt, scope, project_id, slot, me, due, ...)
     'holder', held_by, 'since_ms', NOW_TEXT, ...)
   new_ids[#new_ids + 1] = id
   new_deadlines[#new_deadlines + 1], new_deadlines[#new_deadlines + 2] = due, id
-  if scope == 'instance' then count(tenant, project_id, id) end
+  if scope == 'instance' then
+    count(tenant, project_id, id)
+  else
+    count_in(scope, project_id, id)
+  end
   emit('assigned', id, attempt, held_by)
 end
 
@@ -29,8 +33,8 @@ local function assigned_before(id, lease, place, due)
   local _, _, tenant, pod, scope = lease_parts(lease)
   call('ZADD', DEADLINES, 'NX', due, id)
   call('SADD', P .. 'pod:' .. pod .. ':jobs', id)
-  if scope ~= 'instance' then return end
   local _, project_id = bucket_parts(string.match(place, '^%S+'))
+  if scope ~= 'instance' then return count_in(scope, project_id, id) end
   call('SADD', P .. 'running:' .. tenant .. ':' .. project_id, id)
   call('SADD', P .. 'running:' .. tenant, id)
 end

@@ -11,6 +11,13 @@ local function emit(word, id, attempt, extra)
     ',"id":' .. id .. ',"attempt":' .. attempt .. extra .. '}')
 end
 
+-- What happens to a queue, and not to a job. `target` is made of checked words; `name` is JSON.
+local function emit_queue(word, target, name, extra)
+  call('XADD', EVENTS, '*', 'v', '1', 'type', 'queue.' .. word, 'data',
+    '{"event_id":"' .. target .. '.' .. NOW_TEXT .. '.' .. word .. '","at_ms":' .. NOW_TEXT ..
+    ',"target":' .. name .. extra .. '}')
+end
+
 -- The members that say who holds the job.
 local function holder(lease_id, runner_id, system_id, pod)
   return ',"lease_id":"' .. lease_id .. '","runner_id":' .. runner_id ..

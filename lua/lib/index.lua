@@ -28,7 +28,8 @@ local function place_tenant(fp, tenant)
     place(lane, tenant, nil)
   else
     local t = tenant_of(tenant)
-    place(lane, tenant, tenant_score(t.running, t.weight, waits_since(head_in(score), t.served)))
+    local head = head_in(score)
+    place(lane, tenant, plain_score(fp, 0, head) or tenant_score(t.running, t.weight, waits_since(head, t.served)))
   end
 end
 
@@ -53,15 +54,18 @@ end
 local function place_bucket(scope, fp, id, priority, head)
   local lane, member = scope .. ':' .. fp, id .. ':' .. priority
   head = head_of(head)
+  local tenant = project(id).tenant
   if scope ~= 'instance' then
-    place(lane_key(lane), member, fifo_score(priority, head))
+    local score = plain_score(nil, priority, head) or counts_in(scope) and bucket_score(priority, running_in(scope, id), head)
+      or fifo_score(priority, head)
+    place(lane_key(lane), member, not paused('tenant:', tenant) and score or nil)
     return
   end
-  local tenant = project(id).tenant
+  local score = plain_score(fp, priority, head) or bucket_score(priority, project_running(tenant, id), head)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   if project_capped(tenant, id) then
     place(tenant_lane, member, nil)
-  elseif place(tenant_lane, member, bucket_score(priority, project_running(tenant, id), head)) then
+  elseif place(tenant_lane, member, score) then
     call('SADD', P .. 'tenant:' .. tenant .. ':lanes', fp)
   end
   place_tenant(fp, tenant)
@@ -103,7 +107,7 @@ end
 local function wake_for(fp, id, me, woken, mine)
   for _, scope in ipairs(project(id).open) do
     local lane = scope .. ':' .. fp
-    if not woken[lane] then
+    if not woken[lane] and not paused('tenant:', project(id).tenant) then
       woken[lane] = true
       if wake_one(lane, me) then mine[#mine + 1] = lane end
     end

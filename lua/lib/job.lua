@@ -68,8 +68,13 @@ local function release(jobs)
     ids[i] = job.id
     of_pods[job.pod] = of_pods[job.pod] or {}
     table.insert(of_pods[job.pod], job.id)
-    if job.scope == 'instance' then
-      local _, project_id = bucket_parts(job.bucket)
+    local _, project_id = bucket_parts(job.bucket)
+    if job.scope ~= 'instance' then
+      local key = job.scope .. ':' .. project_id
+      call('SREM', P .. 'running:' .. key, job.id)
+      running_by[key] = nil
+      freed_in[key] = (freed_in[key] or 0) + 1
+    else
       local of_tenant = counted_in[job.tenant] or {}
       counted_in[job.tenant] = of_tenant
       of_tenant[project_id] = of_tenant[project_id] or {}
@@ -127,6 +132,7 @@ local function settle()
   end
   drop_entries()
   if held[1] then release(held) end
+  lower_in_groups()
   place_freed()
   if keys[1] then call('UNLINK', unpack(keys)) end
 end

@@ -51,7 +51,8 @@ local function facts_parts(facts)
   return string.match(facts, '^(%S+) (%S+) (%S+) ?(.*)$')
 end
 
--- Looks which of a project's scopes some runner has, and writes its route where that or its facts have changed.
+-- Looks which of a project's scopes some runner has, and writes its route where that or its facts have changed. A paused one
+-- has none.
 local function route_project(id)
   local known = projects[id]
   local tenant, instance_runners, group_runners, namespaces = facts_parts(known.facts)
@@ -61,7 +62,8 @@ local function route_project(id)
     for namespace in string.gmatch(namespaces, '%d+') do wanted[#wanted + 1] = 'group:' .. namespace end
   end
   local open = {}
-  for i, seen in ipairs(call('ZMSCORE', SCOPES, unpack(wanted))) do
+  if paused('project:', id) then wanted = {} end
+  for i, seen in ipairs(wanted[1] and call('ZMSCORE', SCOPES, unpack(wanted)) or {}) do
     if seen then open[#open + 1] = wanted[i] end
   end
   local route = tenant .. ' ' .. known.cap .. ' ' .. table.concat(open, ' ')
@@ -106,7 +108,18 @@ local function project_running(tenant, id)
   return count
 end
 
+local running_by = {} -- '<scope>:<project>' -> how many of its jobs run there; read once per call
+
+-- How many jobs of this project run on the runners of a group.
+local function running_in(scope, id)
+  local key = scope .. ':' .. id
+  if not running_by[key] then running_by[key] = call('SCARD', P .. 'running:' .. key) end
+  return running_by[key]
+end
+
+-- Whether nothing of a tenant may start on instance runners now.
 local function tenant_capped(tenant)
+  if paused('tenant:', tenant) then return true end
   local t = tenant_of(tenant)
   return t.max_running and t.running >= t.max_running
 end

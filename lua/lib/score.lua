@@ -33,7 +33,7 @@ local function tenant_score(running, weight, since)
   return share_rank(running, weight) * HEAD_SPAN + since
 end
 
--- Bucket of a tenant in an instance lane: priority, then the project's running jobs, then oldest head.
+-- Bucket of a tenant in an instance lane, or in a group's fair one: priority, then the project's running jobs, then oldest head.
 local function bucket_score(priority, running, head)
   if running > 1023 then running = 1023 end
   return (2 - priority) * PRIORITY_SPAN + running * HEAD_SPAN + head
@@ -45,9 +45,14 @@ local function lowered_score(score, lost)
   return score - math.min(lost, running) * HEAD_SPAN
 end
 
--- Bucket in a group or project lane: priority, then oldest head.
+-- Bucket in a group or project lane, unless it is fair: priority, then oldest head.
 local function fifo_score(priority, head)
   return (2 - priority) * PRIORITY_SPAN + head
+end
+
+-- Queue time as it counts where a step of priority is worth so much waiting.
+local function aged_head(priority, head, ageing_ms)
+  return math.max(0, math.min(head - priority * ageing_ms, HEAD_SPAN - 1))
 end
 
 local function head_in(score)

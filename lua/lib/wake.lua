@@ -21,6 +21,7 @@ end
 
 -- Wakes the best pod that waits in a lane. `me` is not mailed: it is answered true instead.
 local function wake_one(lane, me)
+  if paused('lane:', lane) then return false end -- whoever ends the pause wakes
   local waiting = P .. 'waiting:' .. lane
   for _ = 1, STEPS do
     local best = call('ZRANGE', waiting, 0, 0)[1]

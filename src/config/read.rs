@@ -10,9 +10,9 @@ use secrecy::SecretString;
 use crate::job::{NAME_MAX_BYTES, Name};
 use crate::telemetry::logging::LogFormat;
 
-use super::GroupLaneOrder;
 use super::redis_url::RedisUrl;
 use super::shape::Value;
+use super::{GroupLaneOrder, PriorityReach};
 
 /// The largest file that may hold a secret, in bytes: a password, not a disk.
 const SECRET_MAX_BYTES: u64 = 64 * 1024;
@@ -63,6 +63,11 @@ from_value! {
         "fifo" => Self::Fifo,
         "fair" => Self::Fair,
         other => panic!("{other} in defaults.toml has no GroupLaneOrder"),
+    },
+    Value::Text(found) => PriorityReach = match found.as_str() {
+        "tenant" => Self::Tenant,
+        "global" => Self::Global,
+        other => panic!("{other} in defaults.toml has no PriorityReach"),
     },
     Value::Name(found) => Name = found.clone(),
     Value::Address(found) => SocketAddr = *found,

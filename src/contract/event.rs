@@ -33,6 +33,10 @@ named!(
         RunnerOnline = "runner.online",
         /// A runner manager has gone.
         RunnerOffline = "runner.offline",
+        /// An operator holds up `target`, with a `note`, until `until_ms` if that is there.
+        QueuePaused = "queue.paused",
+        /// It goes on, by `reason`: `asked` or `over`.
+        QueueResumed = "queue.resumed",
         /// An inbox entry was refused: `entry_id`, `field`, `reason`, `data_start`.
         MessageRejected = "message.rejected",
     }

@@ -7,7 +7,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::redis::{Redis, RedisError, RedisSettings, scripts};
+use crate::config::{GroupLaneOrder, PriorityReach};
+use crate::redis::{LaneOrder, Redis, RedisError, RedisSettings, scripts};
 use crate::stages::{Pod, ToTake};
 use crate::telemetry::{Readiness, metrics};
 
@@ -41,6 +42,22 @@ pub(super) async fn load_scripts(pod: &Pod) -> Result<(), RedisError> {
     pod.redis.load(&scripts::ALL, pod.runners.prefix()).await
 }
 
+/// Makes the policy in Redis that of this pod's configuration. Pods are configured alike; if not, all do as the last one says.
+pub(super) async fn set_policy(pod: &Pod) -> Result<(), RedisError> {
+    let config = &pod.config;
+    let group = match config.group_lane_order {
+        GroupLaneOrder::Fifo => LaneOrder::Fifo,
+        GroupLaneOrder::Fair => LaneOrder::Fair,
+    };
+    let ageing = (config.priority == PriorityReach::Global).then_some(config.priority_ageing);
+    for (number, partition) in pod.partitions.iter().enumerate() {
+        if partition.configure(group, ageing).await? {
+            info!(partition = number, group_lane_order = group.as_str(), ?ageing, "policy changed");
+        }
+    }
+    Ok(())
+}
+
 /// Keeps the readiness true, and after each new connection brings the pod and Redis together again, until the pod has stopped.
 pub(super) async fn follow(pod: Pod, readiness: Arc<Readiness>, take: mpsc::Sender<ToTake>) {
     let mut connections = pod.redis.connections();
@@ -55,6 +72,9 @@ pub(super) async fn follow(pod: Pod, readiness: Arc<Readiness>, take: mpsc::Send
                 info!("redis connected again");
                 if let Err(error) = load_scripts(&pod).await {
                     error!(%error, "scripts not loaded; each is sent with its next call");
+                }
+                if let Err(error) = set_policy(&pod).await {
+                    error!(%error, "policy not set; it stays as it is");
                 }
                 // Wakes may have been lost, and with another server all the pod waited for.
                 let _ = take.send(ToTake::Resync).await;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::pauses::{Over, over_of};
 use super::scripts::{self, Outcome};
 use super::{Arg, Entry, Reader, Redis, RedisError, Reply, Script};
 use crate::contract::EventType;
@@ -172,6 +173,8 @@ pub enum Mail {
     Wake(Lane),
     /// There is a new lane.
     LaneOpened(Lane, Capability),
+    /// There may be work in any lane.
+    Resync,
     /// A running job of this pod is to stop.
     Cancel {
         /// The job.
@@ -227,6 +230,7 @@ impl Mail {
                 let capability = serde_json::from_str(text("capability")?).ok()?;
                 Some(Self::LaneOpened(text("lane")?.parse().ok()?, capability))
             }
+            "resync" => Some(Self::Resync),
             "cancel" => Some(Self::Cancel {
                 lease: lease()?,
                 grace: Duration::from_millis(text("grace_ms")?.parse().ok()?),
@@ -450,13 +454,24 @@ impl Partition {
     /// `index`: indexes all queued buckets anew, or one project's, page by page. Answers the lanes in which this pod
     /// waited.
     pub async fn index(&self, pod: &Name, project: Option<ProjectId>) -> Result<Vec<Lane>, RedisError> {
+        self.index_buckets(pod.as_str(), project, None).await
+    }
+
+    /// The same for no pod, where that is '', which is woken by nothing but mail; and for one tenant's buckets.
+    pub(super) async fn index_buckets(
+        &self,
+        pod: &str,
+        project: Option<ProjectId>,
+        tenant: Option<&Tenant>,
+    ) -> Result<Vec<Lane>, RedisError> {
+        let tenant = tenant.map(Tenant::key).unwrap_or_default();
         let (mut after, before, changed) = match project {
             None => ("-".to_owned(), "+".to_owned(), String::new()),
             Some(id) => (format!("[{id}:"), format!("({id};"), id.to_string()),
         };
         let mut wakes = Vec::new();
         loop {
-            let args = vec![pod.as_str().into(), after.into(), (&before).into(), (&changed).into()];
+            let args = vec![pod.into(), after.into(), (&before).into(), (&changed).into(), (&tenant).into()];
             let [next, lanes] = self.call(&scripts::INDEX, args).await?.into_tuple()?;
             wakes.append(&mut lanes_of(lanes)?);
             after = next.as_str()?.to_owned();
@@ -466,21 +481,21 @@ impl Partition {
         }
     }
 
-    /// `sweep`: one page of lanes. Answers the next cursor (`0`: done) and the lanes with work, each with what is at
-    /// its head.
+    /// `sweep`: one page of lanes. Answers the next cursor (`0`: done), the lanes with work that are not paused, each with what is
+    /// at its head, and on the first page the pauses whose time is over.
     pub async fn sweep(
         &self,
         cursor: &str,
         lane_idle: Duration,
         events_max: u64,
         scope_ttl: Duration,
-    ) -> Result<(String, Vec<(Lane, String)>), RedisError> {
+    ) -> Result<(String, Vec<(Lane, String)>, Vec<Over>), RedisError> {
         let args = vec![cursor.into(), ms(lane_idle), events_max.into(), ms(scope_ttl)];
-        let [next, lanes, heads] = self.call(&scripts::SWEEP, args).await?.into_tuple()?;
+        let [next, lanes, heads, over] = self.call(&scripts::SWEEP, args).await?.into_tuple()?;
         let heads = heads.into_array()?;
         let heads = heads.iter().map(|head| Ok::<_, RedisError>(head.as_str()?.to_owned()));
         let stuck = lanes_of(lanes)?.into_iter().zip(heads).map(|(lane, head)| Ok((lane, head?)));
-        Ok((next.as_str()?.to_owned(), stuck.collect::<Result<_, RedisError>>()?))
+        Ok((next.as_str()?.to_owned(), stuck.collect::<Result<_, RedisError>>()?, over_of(over)?))
     }
 
     /// All lanes there are, each with what its jobs need.
@@ -550,6 +565,11 @@ impl Partition {
     pub(super) async fn call(&self, script: &'static Script, args: Vec<Arg>) -> Result<Reply, RedisError> {
         let keys = vec![Arg::from(&*self.prefix), self.key("pods").into()];
         self.redis.call(script, keys, args).await
+    }
+
+    /// A command that needs nothing but one of this partition's keys.
+    pub(super) async fn command(&self, command: &'static str, key: &str) -> Result<Reply, RedisError> {
+        self.redis.command(command, [self.key(key).into()]).await
     }
 }
 

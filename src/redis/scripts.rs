@@ -10,7 +10,8 @@ macro_rules! libraries {
 
 /// The libraries in `lua/lib/`, in the order in which they build on each other.
 pub(super) const LIBRARIES: &[Library] = libraries!(
-    "base" "reply" "event" "score" "wake" "version" "project" "bucket" "order" "index" "count" "job" "assign" "look"
+    "base" "reply" "event" "score" "pause" "policy" "wake" "version" "project" "bucket" "order" "index" "group" "count" "job"
+    "assign" "look"
 );
 
 /// A script: its first line with the flags, and its body. `tests/tidy.rs` checks that the flags are those its header names.
@@ -45,13 +46,19 @@ pub static BURY: Script = script!("bury", " flags=allow-oom");
 /// Opens a scope.
 pub static SCOPE: Script = script!("scope", "");
 /// Indexes a page of buckets.
-pub static INDEX: Script = script!("index", "");
+pub static INDEX: Script = script!("index", " flags=allow-oom");
 /// Looks for stuck lanes, closes idle ones, trims the events.
 pub static SWEEP: Script = script!("sweep", " flags=allow-oom");
 /// Stores a tenant's weight and cap.
 pub static TENANT: Script = script!("tenant", "");
 /// Stores a project's switches and cap.
 pub static PROJECT: Script = script!("project", "");
+/// Holds up a queue.
+pub static PAUSE: Script = script!("pause", " flags=allow-oom");
+/// Lets it go on.
+pub static RESUME: Script = script!("resume", " flags=allow-oom");
+/// Sets how it is chosen who is next.
+pub static POLICY: Script = script!("policy", " flags=allow-oom");
 /// Stores a runner's record.
 pub static RUNNER_UPSERT: Script = script!("runner_upsert", "");
 /// Finds a runner by its token's hash.
@@ -67,7 +74,7 @@ pub static BUCKETS: Script = script!("buckets", " flags=no-writes");
 pub static STUCK: Script = script!("stuck", " flags=allow-oom");
 
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
-pub static ALL: [&Script; 22] = [
+pub static ALL: [&Script; 25] = [
     &FAN_OUT,
     &TAKE,
     &START,
@@ -84,6 +91,9 @@ pub static ALL: [&Script; 22] = [
     &SWEEP,
     &TENANT,
     &PROJECT,
+    &PAUSE,
+    &RESUME,
+    &POLICY,
     &RUNNER_UPSERT,
     &RUNNER_FIND,
     &RUNNERS,

@@ -50,6 +50,9 @@ async fn deal_with(pod: &Pod, number: u16, letter: Mail, take: &mpsc::Sender<ToT
         Mail::LaneOpened(lane, capability) => {
             let _ = take.send(ToTake::LaneOpened(number, lane, capability)).await;
         }
+        Mail::Resync => {
+            let _ = take.send(ToTake::Resync).await;
+        }
         Mail::Cancel { lease, grace, reason } => cancel(pod, lease, grace, reason),
         Mail::Revoke { lease, reason } => {
             if let Some(outbox) = pod.held.remove(lease.lease_id) {

@@ -16,7 +16,7 @@ use super::{BATCH, Pod, ToTake, Undone};
 use crate::clock::jitter;
 use crate::config::Config;
 use crate::job::Lease;
-use crate::redis::{Due, Expired, Partition, RedisError};
+use crate::redis::{Due, Expired, Over, Partition, RedisError};
 use crate::runner::Lane;
 use crate::telemetry::labels::{self, GaveBack};
 use crate::telemetry::metrics;
@@ -35,11 +35,18 @@ pub async fn join(pod: &Pod, number: u16) -> Result<(), RedisError> {
 }
 
 /// Looks after partition `number` until the pod has stopped.
-pub async fn run(pod: Pod, number: u16, take: mpsc::Sender<ToTake>, mail_read: Arc<channel::Sender<String>>) {
+pub async fn run(
+    pod: Pod,
+    number: u16,
+    take: mpsc::Sender<ToTake>,
+    resume: mpsc::Sender<(u16, Over)>,
+    mail_read: Arc<channel::Sender<String>>,
+) {
     let config = pod.config.clone();
     let mut recover = Recover {
         number,
         take,
+        resume,
         // Looks come once a heartbeat: one that comes a moment early must not make the verdict a whole heartbeat late.
         pods: Watch::new(config.pod_dead_after.saturating_sub(config.pod_heartbeat / 2)),
         leases: Watch::new(config.lease),
@@ -84,6 +91,7 @@ struct Recover {
     pod: Pod,
     number: u16,
     take: mpsc::Sender<ToTake>,
+    resume: mpsc::Sender<(u16, Over)>,
     /// Pods by name; their heartbeats.
     pods: Watch<String, String>,
     /// Leases that were not renewed lately; their beats.
@@ -140,8 +148,11 @@ impl Recover {
                 let cursor = &self.sweep_cursor;
                 self.partition().sweep(cursor, config.lane_idle_ttl, config.events_max_len, config.scope_ttl)
             };
-            let (next, mut page) = self.pod.until_done("sweep", call).await?;
+            let (next, mut page, over) = self.pod.until_done("sweep", call).await?;
             seen.append(&mut page);
+            for over in over {
+                let _ = self.resume.try_send((self.number, over)); // without room: by the next sweep
+            }
             self.sweep_cursor = next;
             if self.sweep_cursor == "0" {
                 break;

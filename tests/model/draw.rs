@@ -1,10 +1,12 @@
 //! What may be called next, drawn at random: mostly what makes sense, sometimes what does not.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use job_router::flow::State;
 use job_router::job::{JobId, Lease, LeaseId, PendingJob, Priority, ProjectFacts, ProjectId, Tenant};
-use job_router::redis::{HandOver, Offer, Report, Return};
+use job_router::pause::Target;
+use job_router::redis::{HandOver, LaneOrder, Offer, Report, Return};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, Fingerprint};
 use rand::Rng;
@@ -36,6 +38,10 @@ pub enum Op {
     Project(u64, u64, Tenant, Option<bool>, Option<bool>, Option<u32>),
     Open(&'static str, Scope),
     Index(&'static str),
+    Pause(Target, Option<u64>),
+    Resume(Target),
+    Configure(LaneOrder, Option<Duration>),
+    LaneOrder(Option<Lane>, LaneOrder),
 }
 
 // === impl Op ===
@@ -74,7 +80,7 @@ impl Run {
             return Op::Heartbeats;
         }
         // Most scopes have a runner soon; the rest open when much is queued.
-        let opens = if self.model.scopes.len() < 2 { 110 } else { 100 };
+        let opens = if self.model.scopes.len() < 2 { 115 } else { 105 };
         match self.rng.random_range(0..opens) {
             0..21 => {
                 let n = if self.rng.random_ratio(1, 40) { 80 } else { self.rng.random_range(1..=4) };
@@ -122,8 +128,10 @@ impl Run {
                 Op::Payer(tenant, self.draw_version(), self.rng.random_range(1..4), cap)
             }
             95..97 => self.draw_project(),
-            97 | 98 | 100.. => Op::Open(pod, *SCOPES.choose(&mut self.rng).expect("some")),
-            _ => Op::Index(pod),
+            97 | 98 | 105.. => Op::Open(pod, *SCOPES.choose(&mut self.rng).expect("some")),
+            99 => Op::Index(pod),
+            104 => self.draw_policy(),
+            _ => self.draw_pause(),
         }
     }
 
@@ -183,6 +191,33 @@ impl Run {
         let given = |switch| Some(switch).filter(|_| id > SETTLED);
         let switches = (given(facts.instance_runners), given(facts.group_runners));
         Op::Project(id, self.draw_version(), Tenant::of_namespace(tenant), switches.0, switches.1, cap)
+    }
+
+    /// Seldom much at once, so that most takes find something.
+    fn draw_pause(&mut self) -> Op {
+        let target = match self.rng.random_range(0..12) {
+            0 => Target::All,
+            1..4 => Target::Lane(*lanes_of_all().choose(&mut self.rng).expect("some")),
+            4..7 => Target::Tenant(Tenant::of_namespace(self.rng.random_range(1..=3))),
+            _ => Target::Project(ProjectId(self.rng.random_range(1..=PROJECTS))),
+        };
+        let paused: Vec<&Target> = self.model.paused.iter().collect();
+        match paused.choose(&mut self.rng) {
+            Some(paused) if self.rng.random_ratio(7, 8) => Op::Resume((*paused).clone()),
+            _ if self.rng.random_ratio(1, 10) => Op::Resume(target),
+            _ => Op::Pause(target, self.rng.random_bool(0.5).then_some(4_000_000_000_000)),
+        }
+    }
+
+    fn draw_policy(&mut self) -> Op {
+        let order = if self.rng.random() { LaneOrder::Fair } else { LaneOrder::Fifo };
+        let instance: Vec<Lane> = lanes_of_all().into_iter().filter(|lane| lane.scope == Scope::Instance).collect();
+        match self.rng.random_range(0..4) {
+            // Of the size of the differences in queue time.
+            0 | 1 => Op::Configure(order, self.rng.random_bool(0.3).then_some(Duration::from_millis(12))),
+            2 => Op::LaneOrder(None, order),
+            _ => Op::LaneOrder(instance.choose(&mut self.rng).copied(), order),
+        }
     }
 
     fn draw_take(&mut self, pod: &'static str) -> Op {

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use job_router::fairness::{at_cap, bucket_score, fifo_score, head_in, head_of, share_rank};
+use job_router::fairness::{aged_head, at_cap, bucket_score, fifo_score, head_in, head_of, share_rank};
 use job_router::flow::State;
 use job_router::job::Priority;
+use job_router::pause::Target;
+use job_router::redis::LaneOrder;
 use job_router::runner::{Lane, Scope};
 
 use super::reference::{Bucket, Reference};
@@ -109,7 +111,14 @@ impl Dump {
         self.check_buckets(model);
         self.check_counts(model);
         self.check_lanes(model);
+        self.check_pauses(model);
         self.check_no_other_keys(model);
+    }
+
+    fn check_pauses(&self, model: &Reference) {
+        let paused: BTreeSet<String> = model.paused.iter().map(Target::field).collect();
+        assert_eq!(self.members("paused"), paused, "paused");
+        assert!(self.members("pause_ends").is_subset(&paused), "pause_ends: nothing is left half way");
     }
 
     fn check_jobs(&self, model: &Reference) {
@@ -196,6 +205,10 @@ impl Dump {
                     keys.entry(key).or_insert_with(BTreeSet::new).insert(id.to_string());
                 }
             }
+            if let (Some(scope @ Scope::Group(_)), true) = (job.scope, job.state != State::Queued) {
+                let key = format!("running:{scope}:{}", job.bucket.1);
+                keys.entry(key).or_insert_with(BTreeSet::new).insert(id.to_string());
+            }
         }
         for key in self.keys.keys().filter(|key| key.starts_with("running:")) {
             assert!(keys.contains_key(key), "{key} counts nothing that runs");
@@ -221,12 +234,28 @@ impl Dump {
                 assert!(self.field("lanes", &lane.to_string()).is_some(), "{lane} is open");
                 if scope != Scope::Instance {
                     let stands = score(&format!("lane:{lane}"), &member);
-                    assert_eq!(stands, Some(fifo_score(priority, head)), "{member} in {lane}");
+                    if stands.is_none() && model.tenant_paused(&project.tenant) {
+                        continue;
+                    }
+                    let running = match model.policy.order_of(lane) {
+                        LaneOrder::Fair => model.running_in(scope, *id).len() as u32,
+                        LaneOrder::Fifo => 0,
+                    };
+                    let (low, high) = match model.ageing_ms() {
+                        Some(ageing_ms) => [aged_head(priority, head, ageing_ms); 2].into(),
+                        None => (fifo_score(priority, head), bucket_score(priority, running, head)),
+                    };
+                    let stands = stands.unwrap_or_else(|| panic!("{member} is not in {lane}"));
+                    assert!((low..=high).contains(&stands), "{member} in {lane}: {stands}, not {low} to {high}");
+                    assert_eq!(head_in(stands), head_in(low), "{member} in {lane}");
                     continue;
                 }
                 let running = model.running(&project.tenant, Some(*id)).len() as u32;
                 let stands = score(&format!("lane:{lane}:{}", project.tenant), &member);
-                if let Some(stands) = stands {
+                if let (Some(stands), true) = (stands, model.is_plain(lane)) {
+                    let ageing_ms = model.ageing_ms().unwrap_or(0);
+                    assert_eq!(stands, aged_head(priority, head, ageing_ms), "{member} in {lane}");
+                } else if let Some(stands) = stands {
                     assert_eq!(head_in(stands), head, "{member} in {lane}");
                     assert!(stands <= bucket_score(priority, running, head), "{member} in {lane} stands too high");
                     assert!(stands >= fifo_score(priority, head), "{member} in {lane} stands too low");
@@ -241,7 +270,11 @@ impl Dump {
                         let rank = share_rank(running, payer.weight.unwrap_or(1));
                         assert!(score >> 40 <= rank, "{} in {lane} stands too high", project.tenant);
                     }
-                    None => assert!(at_cap(running, payer.cap), "{} is not in {lane}", project.tenant),
+                    None => assert!(
+                        at_cap(running, payer.cap) || model.tenant_paused(&project.tenant),
+                        "{} is not in {lane}",
+                        project.tenant
+                    ),
                 }
             }
         }
@@ -281,8 +314,20 @@ impl Dump {
     }
 
     fn check_no_other_keys(&self, model: &Reference) {
-        const ONE: [&str; 9] =
-            ["pods", "lanes", "capabilities", "scopes", "events", "buckets", "returned", "deadlines", "capped"];
+        const ONE: [&str; 12] = [
+            "paused",
+            "policy",
+            "pause_ends",
+            "pods",
+            "lanes",
+            "capabilities",
+            "scopes",
+            "events",
+            "buckets",
+            "returned",
+            "deadlines",
+            "capped",
+        ];
         // What a take took goes by itself, a minute later.
         const CHECKED: [&str; 8] = ["lane:", "bucket:", "running:", "pod:", "mail:", "waiting:", "tenant:", "took:"];
         for key in self.keys.keys() {

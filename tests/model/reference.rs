@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use job_router::fairness::{self, BucketInLane, TenantInLane};
 use job_router::flow::{Event, State};
-use job_router::job::{JobId, Lease, LeaseId, PendingJob, Priority, ProjectFacts, ProjectId, Tenant};
+use job_router::job::{JobId, Lease, LeaseId, PendingJob, ProjectFacts, ProjectId, Tenant};
+use job_router::pause::Target;
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{Expired, Offer, Renewed, Report, Return};
+use job_router::redis::{Expired, Offer, Policy, Renewed, Report, Return};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::Fingerprint;
 
@@ -63,20 +63,11 @@ pub struct Reference {
     pub projects: BTreeMap<u64, Project>,
     pub payers: BTreeMap<String, Payer>,
     pub scopes: BTreeSet<Scope>,
+    pub paused: BTreeSet<Target>,
+    pub policy: Policy,
     /// Events of the present step: job, word, attempt.
     pub events: Vec<(u64, String, u32)>,
     seq: u64,
-}
-
-/// What take ought to choose.
-#[derive(Debug, Clone)]
-#[allow(dead_code, reason = "all of it is shown when a choice is wrong")]
-pub struct Choice {
-    pub lane: Lane,
-    /// In an instance lane: whose bucket, and its share.
-    pub tenant: Option<(String, u64)>,
-    pub bucket: Bucket,
-    pub job: u64,
 }
 
 // === impl Reference ===
@@ -331,96 +322,6 @@ impl Reference {
             }
             _ => {}
         }
-    }
-
-    /// Jobs on instance runners: all of a tenant's, or of one of its projects.
-    pub fn running(&self, tenant: &str, project: Option<u64>) -> BTreeSet<u64> {
-        let counts = |job: &Job| {
-            job.state != State::Queued
-                && job.scope == Some(Scope::Instance)
-                && job.tenant == tenant
-                && project.is_none_or(|project| job.bucket.1 == project)
-        };
-        self.jobs.iter().filter(|(_, job)| counts(job)).map(|(id, _)| *id).collect()
-    }
-
-    /// Every bucket with queued jobs, and its first one.
-    pub fn heads(&self) -> Heads<'_> {
-        let mut heads = BTreeMap::new();
-        for (id, job) in self.jobs.iter().filter(|(_, job)| job.state == State::Queued) {
-            let head: &mut (u64, &Job) = heads.entry(job.bucket).or_insert((*id, job));
-            if job.seq < head.1.seq {
-                *head = (*id, job);
-            }
-        }
-        heads
-    }
-
-    /// The open scopes of a project.
-    pub fn scopes_of(&self, project: u64) -> BTreeSet<Scope> {
-        Scope::of_project(&self.projects[&project].facts).filter(|scope| self.scopes.contains(scope)).collect()
-    }
-
-    fn in_lane(&self, bucket: Bucket, head: &Job) -> BucketInLane {
-        let project = &self.projects[&bucket.1];
-        BucketInLane {
-            project: ProjectId(bucket.1),
-            project_running: self.running(&project.tenant, Some(bucket.1)).len() as u32,
-            project_max_running: project.cap,
-            priority: Priority::new(bucket.2.into()).expect("in range"),
-            queued_at_ms: head.at,
-        }
-    }
-
-    /// A tenant in an instance lane as the rule sees it.
-    pub fn tenant_in_lane<'a>(&self, heads: &Heads<'_>, lane: Lane, key: &'a str) -> TenantInLane<'a> {
-        let payer = self.payers.get(key).cloned().unwrap_or_default();
-        let of_tenant = |bucket: &Bucket| {
-            bucket.0 == lane.fingerprint
-                && self.projects[&bucket.1].tenant == key
-                && self.scopes_of(bucket.1).contains(&lane.scope)
-        };
-        TenantInLane {
-            key,
-            weight: payer.weight.unwrap_or(1),
-            running: self.running(key, None).len() as u32,
-            max_running: payer.cap,
-            served_at_ms: payer.served,
-            buckets: heads
-                .iter()
-                .filter(|(bucket, _)| of_tenant(bucket))
-                .map(|(bucket, (_, head))| self.in_lane(*bucket, head))
-                .collect(),
-        }
-    }
-
-    /// The next job of one lane, with its score.
-    pub fn next_of_lane(&self, heads: &Heads<'_>, lane: Lane) -> Option<(u64, Choice)> {
-        let here = |bucket: &BucketInLane| (lane.fingerprint, bucket.project.0, bucket.priority.rank());
-        if lane.scope == Scope::Instance {
-            let keys: BTreeSet<&str> = self.projects.values().map(|project| project.tenant.as_str()).collect();
-            let tenants: Vec<_> = keys.into_iter().map(|key| self.tenant_in_lane(heads, lane, key)).collect();
-            let (score, bucket) = fairness::next_in_instance_lane(&tenants)?;
-            let bucket = here(&bucket);
-            let tenant = (self.projects[&bucket.1].tenant.clone(), score >> 40);
-            return Some((score, Choice { lane, tenant: Some(tenant), bucket, job: heads[&bucket].0 }));
-        }
-        let stands = |bucket: &Bucket| bucket.0 == lane.fingerprint && self.scopes_of(bucket.1).contains(&lane.scope);
-        let buckets: Vec<_> = heads
-            .iter()
-            .filter(|(bucket, _)| stands(bucket))
-            .map(|(bucket, (_, head))| self.in_lane(*bucket, head))
-            .collect();
-        let (score, bucket) = fairness::next_in_fifo_lane(&buckets)?;
-        let bucket = here(&bucket);
-        Some((score, Choice { lane, tenant: None, bucket, job: heads[&bucket].0 }))
-    }
-
-    /// The next job of several lanes of one kind.
-    pub fn next_of_lanes(&self, lanes: &[Lane]) -> Option<Choice> {
-        let heads = self.heads();
-        let nexts = lanes.iter().filter_map(|lane| self.next_of_lane(&heads, *lane));
-        nexts.min_by_key(|(score, choice)| (*score, choice.lane.to_string())).map(|(_, choice)| choice)
     }
 }
 

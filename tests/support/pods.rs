@@ -9,7 +9,7 @@ use job_router::config::Config;
 use job_router::contract::Event;
 use job_router::dispatcher::{self, Listeners};
 use job_router::job::Name;
-use job_router::redis::{Arg, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings, Reply};
+use job_router::redis::{Arg, Partition, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings, Reply};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -63,6 +63,11 @@ impl Installation {
         installation.config.redis_url = server.url().parse().expect("a URL");
         installation.redis = Redis::connect(&RedisSettings::new(server.url())).await.expect("connects");
         (installation, server)
+    }
+
+    /// Its first partition.
+    pub fn partition(&self) -> Partition {
+        Partition::new(self.redis.clone(), &format!("{{{}:0}}:", self.config.key_prefix))
     }
 
     pub async fn pod(&self, name: &str) -> TestPod {
