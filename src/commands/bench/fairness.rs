@@ -28,7 +28,7 @@ const SHARE_PROJECTS: u64 = 3;
 /// What a flood does to a quiet tenant, and how slots are shared
 ///
 /// Real pods, runners and Redis; jobs last --job-ms. Flood: one tenant publishes --flood jobs as fast as they go, over 1,
-/// 20 and 1,000 projects in turn; from the same moment another publishes single jobs at random times (Poisson). quiet_ms
+/// 20 and 1,000 projects in turn; from the same moment another publishes single jobs at random times (Poisson). quiet_wait_ms
 /// is that tenant's wait, from its XADD until a runner has the job, of those published while flood jobs waited;
 /// queueing_ms those of them from the time in which flood jobs were on their way to the queue, queued_ms those from when all
 /// were there.
@@ -40,17 +40,17 @@ const SHARE_PROJECTS: u64 = 3;
 /// jobs and its part of the weights.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  job-router bench fairness --json | jq .quiet_p99_ms\n  job-router bench fairness --flood 100000 --projects 1000 --quiet-rate 20"
+    after_help = "Examples:\n  job-router bench fairness --json | jq .quiet_p99_ms\n  job-router bench fairness --flood 20000 --projects 1000 --quiet-rate 40"
 )]
 pub(super) struct Args {
     /// Jobs of a flood
-    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
     flood: u64,
     /// Projects of the tenant that floods
     #[arg(long, value_delimiter = ',', default_values_t = [1, 20, 1_000], value_parser = clap::value_parser!(u64).range(1..=10_000))]
     projects: Vec<u64>,
     /// Jobs of the quiet tenant a second
-    #[arg(long, default_value_t = 40.0)]
+    #[arg(long, default_value_t = 20.0)]
     quiet_rate: f64,
     /// Slots of each of two runners
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
@@ -100,7 +100,7 @@ struct Measured {
 /// What one flood did.
 #[derive(Debug, Serialize)]
 struct Flood {
-    quiet_ms: Percentiles,
+    quiet_wait_ms: Percentiles,
     quiet_samples: usize,
     /// Of those: published while flood jobs were on their way to the queue.
     queueing_ms: Percentiles,
@@ -146,7 +146,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let weighted = Box::pin(shares(&args, args.weights.clone(), true, &mut wrong)).await?;
     let measured = Measured {
         bench: "fairness",
-        quiet_p99_ms: floods.iter().map(|(projects, flood)| (*projects, flood.quiet_ms.p99)).collect(),
+        quiet_p99_ms: floods.iter().map(|(projects, flood)| (*projects, flood.quiet_wait_ms.p99)).collect(),
         quiet_queued_p99_ms: floods.iter().map(|(projects, flood)| (*projects, flood.queued_ms.p99)).collect(),
         drain_ratio_to_ideal: floods.values().map(|flood| flood.drain_ratio_to_ideal).fold(0.0, f64::max),
         jain_equal: jain(&equal.jobs),
@@ -204,7 +204,7 @@ async fn flood(args: &Args, projects: u64, wrong: &mut Wrong) -> anyhow::Result<
         percentiles(waits.iter().filter(|wait| in_flood.is_none_or(|is| wait.0 == is)).map(|wait| wait.1))
     };
     Ok(Flood {
-        quiet_ms: of(None),
+        quiet_wait_ms: of(None),
         quiet_samples: waits.len(),
         queueing_ms: of(Some(true)),
         queueing_samples: waits.iter().filter(|wait| wait.0).count(),
@@ -323,7 +323,7 @@ impl Measured {
             "flood over", "quiet p50", "p99 ms", "max", "samples", "queueing p99", "queued p99", "drain"
         );
         for (projects, flood) in &self.flood_projects {
-            let Percentiles { p50, p99, max } = flood.quiet_ms;
+            let Percentiles { p50, p99, max } = flood.quiet_wait_ms;
             let (queueing, queued) = (flood.queueing_ms.p99, flood.queued_ms.p99);
             let (samples, drain) = (flood.quiet_samples, flood.drain_ratio_to_ideal);
             let what = format!("{projects} projects");
