@@ -164,6 +164,18 @@ local function by_share(lane, list)
   return tenant_score(t.running, t.weight, waits_since(head_in(list[1].score), t.served))
 end
 
+-- Of lanes whose heads have equal scores: whether the first goes before the second. A tenant's since is the same in all lanes in
+-- which it stands, so there its buckets decide.
+local function goes_before(lane, other)
+  local member, others = heads[lane][1].member, heads[other][1].member
+  if scope_of[lane] ~= 'instance' then return lane < other end
+  if member ~= others then return member < others end
+  local first = order_of(lane_key(lane) .. ':' .. member, TENANT_AHEAD)[1]
+  local second = order_of(lane_key(other) .. ':' .. member, TENANT_AHEAD)[1]
+  if first and second and first.score ~= second.score then return first.score < second.score end
+  return lane < other
+end
+
 local mixed -- whether they are; looked up once there is a head
 
 -- Each step takes a job or mends the index once; the index is never far out.
@@ -176,7 +188,7 @@ for _ = 1, n_slots + STEPS do
       if mixed == nil then mixed = are_lanes_mixed() end
       if mixed then score = by_share(lane, list) end
     end
-    if score and (not best or score < first or score == first and lane < best) then
+    if score and (not best or score < first or score == first and goes_before(lane, best)) then
       best, first = lane, score
     end
   end

@@ -193,7 +193,7 @@ impl Reply {
             .map_err(|_| RedisError::Unexpected { wanted: "a list of another length", got: "a list" })
     }
 
-    /// The stream entries of an XRANGE, or of the second item of an XAUTOCLAIM. Deleted ones are left out.
+    /// The stream entries of an XRANGE or XCLAIM. Deleted ones are left out.
     pub fn into_entries(self) -> Result<Vec<Entry>, RedisError> {
         let entries = self.into_array()?.into_iter().map(Entry::of);
         entries.filter_map(|entry| entry.map(|(_, entry)| entry).transpose()).collect()

@@ -174,6 +174,22 @@ impl Reference {
     pub fn next_of_lanes(&self, lanes: &[Lane]) -> Option<Choice> {
         let heads = self.heads();
         let nexts = lanes.iter().filter_map(|lane| self.next_of_lane(&heads, *lane));
-        nexts.min_by_key(|(score, choice)| (*score, choice.lane.to_string())).map(|(_, choice)| choice)
+        let first = nexts.min_by_key(|(score, choice)| {
+            let tenant = choice.tenant.as_ref().map(|(key, _)| key.clone());
+            let bucket = tenant.as_ref().map(|_| self.score_in_lane(&heads, choice));
+            (*score, tenant, bucket, choice.lane.to_string())
+        });
+        first.map(|(_, choice)| choice)
+    }
+
+    /// The score of a bucket among its tenant's.
+    fn score_in_lane(&self, heads: &Heads<'_>, choice: &Choice) -> u64 {
+        let bucket = self.in_lane(choice.bucket, heads[&choice.bucket].1);
+        let head = fairness::head_of(bucket.queued_at_ms);
+        match self.ageing_ms() {
+            _ if !self.is_plain(choice.lane) => fairness::bucket_score(bucket.priority, bucket.project_running, head),
+            Some(ageing_ms) => fairness::aged_head(bucket.priority, head, ageing_ms),
+            None => head,
+        }
     }
 }

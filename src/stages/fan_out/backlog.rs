@@ -55,8 +55,8 @@ enum Whose {
 
 struct Waiting {
     id: EntryId,
-    /// None: to be read again.
-    kept: Option<(Parsed, usize)>,
+    /// None: to be read again. Boxed, as most entries of a flood keep nothing.
+    kept: Option<Box<(Parsed, usize)>>,
 }
 
 type EntryId = (u64, u64);
@@ -69,7 +69,7 @@ impl Backlog {
         let whose = whose(&parsed);
         let queued = self.queues.get(&whose).map_or(0, VecDeque::len);
         let keeps = queued < KEPT_OF_TENANT && self.kept_bytes + bytes <= KEPT_BYTES_MAX;
-        self.push(whose, id, keeps.then_some((parsed, bytes)));
+        self.push(whose, id, keeps.then(|| Box::new((parsed, bytes))));
     }
 
     /// Adds an entry that could not be applied, to be tried again.
@@ -77,13 +77,13 @@ impl Backlog {
         self.push(Whose::TriedBefore, id, None);
     }
 
-    fn push(&mut self, whose: Whose, id: &str, kept: Option<(Parsed, usize)>) {
+    fn push(&mut self, whose: Whose, id: &str, kept: Option<Box<(Parsed, usize)>>) {
         let id = entry_id(id);
         if !self.known.insert(id) {
             return;
         }
         self.waiting += 1;
-        self.kept_bytes += kept.as_ref().map_or(0, |(_, bytes)| *bytes);
+        self.kept_bytes += kept.as_ref().map_or(0, |kept| kept.1);
         let queue = self.queues.entry(whose.clone()).or_default();
         if queue.is_empty() {
             self.turns.push_back(whose);
@@ -106,7 +106,8 @@ impl Backlog {
             self.waiting -= 1;
             let id = format!("{}-{}", id.0, id.1);
             nexts.push(match kept {
-                Some((parsed, bytes)) => {
+                Some(kept) => {
+                    let (parsed, bytes) = *kept;
                     self.kept_bytes -= bytes;
                     Next::Kept(id, parsed)
                 }
