@@ -145,10 +145,13 @@ local heads, scope_of, fp_of = {}, {}, {}
 for i = 5, first_slot - 1 do
   local lane = ARGV[i]
   local list = order_of(lane_key(lane), AHEAD)
-  if list[1] and (paused('lane:', lane) or n_slots > 0 and is_anothers(lane, me, rank)) then list = {} end
-  heads[lane] = list
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
-  if n_lanes > 1 and scope_of[lane] == 'instance' then put_right(lane, fp_of[lane]) end
+  if list[1] and (paused('lane:', lane) or n_slots > 0 and is_anothers(lane, me, rank)) then
+    list = {}
+  elseif n_slots > 0 and n_lanes > 1 and scope_of[lane] == 'instance' then
+    put_right(lane, fp_of[lane])
+  end
+  heads[lane] = list
 end
 
 -- By what the head of a lane goes before that of another where plain queues and fair lanes are mixed: by its tenant's share. Of a

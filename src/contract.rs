@@ -15,9 +15,9 @@ use std::sync::Arc;
 use crate::job::{JobId, Name, PendingJob, ProjectId, RunnerId, Tenant};
 use crate::runner::RunnerRecord;
 
-/// An enum whose variants have one name each on the wire.
-macro_rules! named {
-    ($(#[$doc:meta])* $name:ident, $must:literal, { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+/// An enum whose variants have one name each.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum $name {
@@ -35,6 +35,14 @@ macro_rules! named {
                 }
             }
         }
+    };
+}
+pub(crate) use words;
+
+/// The same, to be read from the wire too.
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident, $must:literal, { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        words! { $(#[$doc])* $name { $($(#[$variant_doc])* $variant = $text,)+ } }
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -83,6 +83,7 @@ impl Stage {
                 let seen = Some(Seen { features: TagSet::default(), free: 1, backing_off: false });
                 let change = Change { runner_id: RunnerId(id), system_id: ghost.clone(), seen };
                 let presence = Presence::new(self.installation.redis.clone(), &keys.runners());
+                presence.begin(&ghost).await.expect("begins");
                 presence.tell(&ghost, &[change]).await.expect("tells");
             }
             Job(id, data) => self.job(id, data).await,
@@ -251,6 +252,27 @@ async fn what_a_pod_says_of_its_runners_goes_with_them_and_comes_back_after_a_lo
     drop(sessions);
     let left = installation.redis.command("EXISTS", [Arg::from(&key)]).await.expect("a reply");
     assert_eq!(left.as_u64().expect("a count"), 0, "a pod that leaves takes its word along");
+}
+
+#[tokio::test]
+async fn a_change_told_after_a_loss_does_not_pass_for_all_that_was_told() {
+    let world = support::World::new().await;
+    let presence = Presence::new(world.redis.clone(), &world.prefix);
+    let pod = support::name("pod");
+    let change = |id| Change {
+        runner_id: RunnerId(id),
+        system_id: support::name("s"),
+        seen: Some(Seen { features: TagSet::default(), free: 1, backing_off: false }),
+    };
+    presence.begin(&pod).await.expect("begins");
+    presence.tell(&pod, &[change(1)]).await.expect("tells");
+    assert!(presence.keep(&pod).await.expect("keeps"));
+    presence.forget(&pod).await.expect("is lost");
+    presence.tell(&pod, &[change(2)]).await.expect("tells");
+    assert!(!presence.keep(&pod).await.expect("answers"), "what was told before is lost");
+    let (managers, silent) = presence.of(std::slice::from_ref(&pod)).await.expect("reads");
+    assert_eq!((managers.len(), silent), (0, vec![pod.clone()]), "half a word is none");
+    presence.forget(&pod).await.expect("cleans up");
 }
 
 #[tokio::test(flavor = "multi_thread")]

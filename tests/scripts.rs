@@ -8,7 +8,8 @@ use job_router::job::{Lease, LeaseId, PendingJob, Priority, ProjectId, RunnerId,
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{Expired, HandOver, Keys, Renewed, Report, Return, Runners, TakenJob};
 use job_router::runner::{Lane, RunnerRecord, Scope};
-use support::{World, instance, instance_lane, job, name, of_tenant, offers};
+use job_router::tags::Capability;
+use support::{World, instance, instance_lane, job, name, of_tenant, offers, tags};
 
 const LEASE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3600);
@@ -815,4 +816,26 @@ async fn a_late_deletion_takes_no_token_that_another_runner_has_by_now() {
     assert_eq!(runners.find(&token).await.expect("looks").map(|found| found.id), Some(2));
     assert_eq!(runners.delete("4-0", RunnerId(2)).await.expect("deletes"), Outcome::Ok);
     assert_eq!(runners.find(&token).await.expect("looks"), None);
+}
+
+#[tokio::test]
+async fn a_tenants_jobs_in_several_lanes_go_by_age_and_not_by_the_lanes_names() {
+    let world = instance_world().await;
+    let mut lanes = Vec::new();
+    for id in 1..=8 {
+        let mut job = job(id);
+        let needs = Capability { tags: tags(&[["one", "two"][id as usize % 2]]), ..Capability::clone(&job.capability) };
+        lanes.push(Lane { scope: Scope::Instance, fingerprint: needs.fingerprint() });
+        job.capability = needs.into();
+        job.queued_at_ms = Some(1_780_000_000_000 + id);
+        world.queue(job).await;
+    }
+    let mut order = Vec::new();
+    for _ in 0..8 {
+        let taken = world.partition.take(&name("pod"), ACCEPT, 0, &lanes[..2], &offers(1)).await.expect("takes").0;
+        order.extend(ids(&taken));
+        assert_eq!(start(&world, taken[0].lease).await, Outcome::Ok);
+        assert_eq!(finish(&world, taken[0].lease).await, Outcome::Ok);
+    }
+    assert_eq!(order, [1, 2, 3, 4, 5, 6, 7, 8]);
 }

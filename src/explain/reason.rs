@@ -3,37 +3,10 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::contract::words;
 use crate::runner::Missing;
 
-macro_rules! codes {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name {
-            $($(#[$variant_doc])* $variant,)+
-        }
-
-        impl $name {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// Its code.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $text,)+
-                }
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.as_str())
-            }
-        }
-    };
-}
-
-codes! {
+words! {
     /// The answer: what holds a job up, or what becomes of it.
     Reason {
         /// No partition knows the job.
@@ -95,7 +68,7 @@ codes! {
     }
 }
 
-codes! {
+words! {
     /// How one runner stands to a job.
     RunnerReason {
         /// It could take the job now.
@@ -108,6 +81,18 @@ codes! {
         Offline = "offline",
         /// It may not take the job; `missing` says why.
         Missing = "missing",
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl Serialize for RunnerReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::job::{Name, RunnerId};
 
 /// How long what a pod said of its runners stays after its last word.
 pub const FLEET_TTL: Duration = Duration::from_secs(10);
-/// The field that is always there.
+/// The field that stands there once all was told.
 const MARK: &str = "v";
 /// Managers of one read: what Redis answers in well below a millisecond.
 const PAGE: u64 = 500;
@@ -45,9 +45,17 @@ impl Presence {
         Self { redis, prefix: prefix.to_owned() }
     }
 
-    /// Says what has changed at a pod. May be repeated.
+    /// Says that all of a pod's managers will be told from here on; what was told before goes.
+    pub async fn begin(&self, pod: &Name) -> Result<(), RedisError> {
+        self.forget(pod).await?;
+        self.redis.command("HSET", [self.key(pod), MARK.into(), "1".into()]).await?;
+        self.keep(pod).await.map(drop)
+    }
+
+    /// Says what has changed at a pod. May be repeated. Does not write the mark: where Redis has lost what was told before, what
+    /// is written now stands without it, and [`keep`](Self::keep) tells.
     pub async fn tell(&self, pod: &Name, changes: &[Change]) -> Result<(), RedisError> {
-        let (mut now, mut gone) = (vec![self.key(pod), MARK.into(), "1".into()], vec![self.key(pod)]);
+        let (mut now, mut gone) = (vec![self.key(pod)], vec![self.key(pod)]);
         for change in changes {
             let field = format!("{}:{}", change.runner_id, change.system_id);
             match &change.seen {
@@ -58,13 +66,20 @@ impl Presence {
         if gone.len() > 1 {
             self.redis.command("HDEL", gone).await?;
         }
-        self.redis.command("HSET", now).await?;
+        if now.len() > 1 {
+            self.redis.command("HSET", now).await?;
+        }
         self.keep(pod).await.map(drop)
     }
 
-    /// A pod's word holds for another [`FLEET_TTL`]. Answers whether there is one: if not, tell all again.
+    /// A pod's word holds for another [`FLEET_TTL`]. Answers whether all of it is there: if not, tell all again.
     pub async fn keep(&self, pod: &Name) -> Result<bool, RedisError> {
-        Ok(self.redis.command("PEXPIRE", [self.key(pod), ms(FLEET_TTL)]).await?.as_i64()? == 1)
+        self.redis.command("PEXPIRE", [self.key(pod), ms(FLEET_TTL)]).await?;
+        self.is_told(pod).await
+    }
+
+    async fn is_told(&self, pod: &Name) -> Result<bool, RedisError> {
+        Ok(self.redis.command("HEXISTS", [self.key(pod), MARK.into()]).await?.as_i64()? == 1)
     }
 
     /// A pod leaves.
@@ -77,7 +92,7 @@ impl Presence {
         let (mut all, mut silent) = (Vec::new(), Vec::new());
         for pod in pods {
             let mut cursor = "0".to_owned();
-            if self.redis.command("EXISTS", [self.key(pod)]).await?.as_u64()? == 0 {
+            if !self.is_told(pod).await? {
                 silent.push(pod.clone());
                 continue;
             }

@@ -32,8 +32,8 @@ use crate::telemetry::metrics;
 use backlog::{Backlog, Next, Parsed};
 pub use inbox::leave;
 
-/// The most entries that are applied together, and jobs that one call queues: about 2 ms of Redis, which is as long as
-/// everything else waits behind it.
+/// The most entries that are applied together, and jobs that one call queues: all else that Redis does waits behind it, a
+/// quiet tenant's next take for one.
 const BATCH: usize = 32;
 /// How many such batches are on their way at once: while one is answered, Redis has the next.
 const BATCHES_MAX: usize = 2;

@@ -74,8 +74,7 @@ async fn say(
 }
 
 async fn tell_all(pod: &Pod, presence: &Presence, told: &HashMap<(RunnerId, Name), Seen>) -> Result<(), RedisError> {
-    presence.forget(&pod.name).await?;
-    presence.tell(&pod.name, &[]).await?;
+    presence.begin(&pod.name).await?;
     let all = told.iter().map(|((runner_id, system_id), seen)| Change {
         runner_id: *runner_id,
         system_id: system_id.clone(),

@@ -1,6 +1,6 @@
 //! Takes against a Redis with jobs queued, and what they cost it: what `backlog` and `lanes` share.
 //!
-//! A world keeps its shape: the jobs that a turn takes are ended, and as many are queued where they came from. A turn of one
+//! A world keeps its shape: the jobs that a turn takes are ended, and as many are queued, one in each lane and tenant in turn. A turn of one
 //! world follows a turn of the next, so that what the machine does meanwhile meets all alike.
 
 use std::sync::Arc;

@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use crate::contract::{Message, Rejection};
 use crate::job::Tenant;
 
-/// The most entries that are read ahead, about 100 bytes each here and as many in Redis, whose consumer group remembers who
-/// has them. Behind more, the inbox is first come, first served.
+/// The most entries that are read ahead: some tens of bytes each here, and in Redis, whose consumer group remembers who has
+/// them. Behind more, the inbox is first come, first served.
 const ENTRIES_MAX: usize = 1 << 18;
 /// The most of a tenant's messages that are kept: several calls' worth.
 const KEPT_OF_TENANT: usize = 128;
