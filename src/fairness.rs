@@ -67,13 +67,14 @@ pub fn next_of_tenant(tenant: &TenantInLane<'_>) -> Option<BucketInLane> {
     let free = tenant.buckets.iter().filter(|bucket| !at_cap(bucket.project_running, bucket.project_max_running));
     let score =
         |bucket: &BucketInLane| bucket_score(bucket.priority, bucket.project_running, head_of(bucket.queued_at_ms));
-    free.min_by_key(|bucket| (score(bucket), member(bucket))).copied()
+    free.min_by_key(|bucket| (score(bucket), member(bucket.project, bucket.priority))).copied()
 }
 
 /// The next bucket of a group or project lane, and its score, by which lanes compare: priority, then the oldest head.
 pub fn next_in_fifo_lane(buckets: &[BucketInLane]) -> Option<(u64, BucketInLane)> {
     let score = |bucket: &BucketInLane| fifo_score(bucket.priority, head_of(bucket.queued_at_ms));
-    buckets.iter().map(|bucket| (score(bucket), *bucket)).min_by_key(|(score, bucket)| (*score, member(bucket)))
+    let nexts = buckets.iter().map(|bucket| (score(bucket), *bucket));
+    nexts.min_by_key(|(score, bucket)| (*score, member(bucket.project, bucket.priority)))
 }
 
 /// Whether a cap is reached.
@@ -120,9 +121,9 @@ pub fn head_in(score: u64) -> u64 {
     score & HEAD_MAX
 }
 
-/// The bucket's name in a lane.
-fn member(bucket: &BucketInLane) -> String {
-    format!("{}:{}", bucket.project, bucket.priority)
+/// A bucket's name in a lane: buckets of equal scores go by it, byte by byte.
+pub fn member(project: ProjectId, priority: Priority) -> String {
+    format!("{project}:{priority}")
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ const LONG_FILES: [(&str, &str); 5] = [
 ];
 const LINES_MAX: usize = 450;
 
-const WORDS: [&str; 8] = ["job", "tags", "runner", "flow", "fairness", "clock", "contract", "explain"];
+const WORDS: [&str; 9] = ["job", "tags", "runner", "flow", "fairness", "clock", "contract", "explain", "simulation"];
 const EDGES: [&str; 5] = ["config", "telemetry", "redis", "grpc", "proto"];
 
 fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
