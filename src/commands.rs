@@ -28,6 +28,7 @@ mod rig;
 mod runner;
 mod runner_add;
 mod serve;
+mod simulate;
 
 /// The exit code when some of the input was refused: `EX_DATAERR` of `sysexits.h`.
 const EXIT_DATA: u8 = 65;
@@ -65,6 +66,7 @@ enum Command {
     #[command(hide = true)]
     BenchLoad(bench::load::Args),
     Demo(demo::Args),
+    Simulate(Box<simulate::Args>),
 }
 
 /// A mistake in what the user asked for: exit code 64.
@@ -144,6 +146,7 @@ async fn run_tool(command: Command, stop: CancellationToken) -> anyhow::Result<(
         Command::Lanes(args) => lanes::run(args).await,
         Command::Bench(args) => Box::pin(bench::run(args, stop)).await,
         Command::Demo(args) => demo::run(args, stop).await,
+        Command::Simulate(args) => simulate::run(*args, stop).await,
         Command::Serve(_) | Command::Runner(_) | Command::BenchLoad(_) | Command::Dev(_) => {
             unreachable!("run() keeps these")
         }
