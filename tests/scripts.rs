@@ -4,11 +4,12 @@ mod support;
 
 use std::time::Duration;
 
+use job_router::fairness::{bucket_score, head_of};
 use job_router::job::{Lease, LeaseId, PendingJob, Priority, ProjectId, RunnerId, Tenant};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{Expired, HandOver, Keys, Renewed, Report, Return, Runners, TakenJob};
 use job_router::runner::{Lane, RunnerRecord, Scope};
-use support::{World, instance, instance_lane, job, name, of_tenant, offers};
+use support::{World, instance, instance_lane, job, name, of_tenant, offers, text};
 
 const LEASE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3600);
@@ -511,6 +512,23 @@ async fn a_capped_project_is_left_out_and_comes_back() {
     start(&world, taken[0].lease).await;
     finish(&world, taken[0].lease).await;
     assert_eq!(ids(&take(&world, 6).await), [2]);
+}
+
+#[tokio::test]
+async fn the_end_of_a_capped_projects_job_leaves_its_bucket_with_what_still_runs() {
+    let world = instance_world().await;
+    let tenant = Tenant::of_namespace(1);
+    let outcome = world.partition.project(ProjectId(1), "1770000000000-0", &tenant, None, None, Some(4)).await;
+    assert_eq!(outcome.expect("stores"), Outcome::Ok);
+    let queued_at_ms = 1_780_000_000_000;
+    for id in 1..=4 {
+        world.queue(PendingJob { queued_at_ms: Some(queued_at_ms), ..job(id) }).await;
+    }
+    let leases = [running(&world).await, running(&world).await, running(&world).await];
+    assert_eq!(finish(&world, leases[0]).await, Outcome::Ok);
+    let key = world.partition.key(&format!("lane:{}:{}", instance_lane(), tenant.key()));
+    let score = text(&world.command("ZSCORE", &[&key, "1:0"]).await).parse::<f64>().expect("it stands there");
+    assert_eq!(score as u64, bucket_score(Priority::default(), 2, head_of(queued_at_ms)), "two jobs run");
 }
 
 #[tokio::test]
