@@ -67,14 +67,13 @@ pub fn next_of_tenant(tenant: &TenantInLane<'_>) -> Option<BucketInLane> {
     let free = tenant.buckets.iter().filter(|bucket| !at_cap(bucket.project_running, bucket.project_max_running));
     let score =
         |bucket: &BucketInLane| bucket_score(bucket.priority, bucket.project_running, head_of(bucket.queued_at_ms));
-    free.min_by_key(|bucket| (score(bucket), member(bucket.project, bucket.priority))).copied()
+    free.min_by_key(|bucket| (score(bucket), member(bucket))).copied()
 }
 
 /// The next bucket of a group or project lane, and its score, by which lanes compare: priority, then the oldest head.
 pub fn next_in_fifo_lane(buckets: &[BucketInLane]) -> Option<(u64, BucketInLane)> {
     let score = |bucket: &BucketInLane| fifo_score(bucket.priority, head_of(bucket.queued_at_ms));
-    let nexts = buckets.iter().map(|bucket| (score(bucket), *bucket));
-    nexts.min_by_key(|(score, bucket)| (*score, member(bucket.project, bucket.priority)))
+    buckets.iter().map(|bucket| (score(bucket), *bucket)).min_by_key(|(score, bucket)| (*score, member(bucket)))
 }
 
 /// Whether a cap is reached.
@@ -122,8 +121,12 @@ pub fn head_in(score: u64) -> u64 {
 }
 
 /// A bucket's name in a lane: buckets of equal scores go by it, byte by byte.
-pub fn member(project: ProjectId, priority: Priority) -> String {
+pub fn bucket_name(project: ProjectId, priority: Priority) -> String {
     format!("{project}:{priority}")
+}
+
+fn member(bucket: &BucketInLane) -> String {
+    bucket_name(bucket.project, bucket.priority)
 }
 
 #[cfg(test)]

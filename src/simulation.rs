@@ -85,7 +85,7 @@ impl<'a, P: Policy> Simulation<'a, P> {
             self.next += 1;
         }
         if self.slots_free > 0 {
-            for job in self.policy.take_many(self.slots_free) {
+            for job in self.policy.take_many(now_ms, self.slots_free) {
                 self.takes.push(Take { job, at_ms: now_ms });
                 self.ends.push(Reverse((now_ms + self.day.jobs()[job].duration_ms, job)));
                 self.slots_free -= 1;

@@ -13,12 +13,13 @@ pub trait Policy {
     /// A job waits. Jobs come in the order of the day.
     fn queue(&mut self, job: JobIndex);
 
-    /// The next waiting job, which runs from now on; none if none may run.
-    fn take(&mut self) -> Option<JobIndex>;
+    /// The next waiting job, which runs from now on; none if none may run. `now_ms` counts from the beginning of the day.
+    fn take(&mut self, now_ms: u64) -> Option<JobIndex>;
 
-    /// Up to so many jobs, one after the other.
-    fn take_many(&mut self, slots: usize) -> Vec<JobIndex> {
-        std::iter::from_fn(|| self.take()).take(slots).collect()
+    /// Up to so many jobs, one after the other. Each counts as taken 1 ms after the one before, so that who was served
+    /// first waits longest.
+    fn take_many(&mut self, now_ms: u64, slots: usize) -> Vec<JobIndex> {
+        (now_ms..).map_while(|at_ms| self.take(at_ms)).take(slots).collect()
     }
 
     /// A running job is over.
@@ -90,7 +91,7 @@ impl Policy for Fifo {
         self.0.push_back(job);
     }
 
-    fn take(&mut self) -> Option<JobIndex> {
+    fn take(&mut self, _: u64) -> Option<JobIndex> {
         self.0.pop_front()
     }
 
@@ -124,7 +125,7 @@ impl Policy for GitLab<'_> {
         self.change(self.day.jobs()[job].project, |queue| queue.waiting.push_back(job));
     }
 
-    fn take(&mut self) -> Option<JobIndex> {
+    fn take(&mut self, _: u64) -> Option<JobIndex> {
         let (_, _, project) = *self.order.first()?;
         self.change(project, |queue| {
             queue.running += 1;
@@ -158,14 +159,14 @@ mod tests {
         let mut policy = GitLab::new(&day);
         (0..6).for_each(|job| policy.queue(job));
         // Its first example, all jobs running at once; jobs there count from 1.
-        assert_eq!(policy.take_many(9), [0, 3, 5, 1, 4, 2]);
+        assert_eq!(policy.take_many(0, 9), [0, 3, 5, 1, 4, 2]);
 
         let mut policy = GitLab::new(&day);
         (0..6).for_each(|job| policy.queue(job));
         // Its second, where jobs 1 and 4 end before the next is taken.
         let mut order = Vec::new();
         for ends in [true, false, true, false, false, false] {
-            let job = policy.take().expect("one waits");
+            let job = policy.take(0).expect("one waits");
             order.push(job);
             if ends {
                 policy.end(job);
@@ -179,6 +180,6 @@ mod tests {
         let mut policy = Fifo::default();
         (0..6).for_each(|job| policy.queue(job));
         policy.end(0);
-        assert_eq!(policy.take_many(9), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(policy.take_many(0, 9), [0, 1, 2, 3, 4, 5]);
     }
 }

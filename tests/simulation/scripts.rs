@@ -1,4 +1,7 @@
 //! Our policy and the real scripts side by side: each step is done by both, and by the plain scan.
+//!
+//! The scripts tell time by Redis' clock, so that is when jobs are taken here: the day begins when the test does. Jobs end
+//! and are queued in the order of the simulation, however long a call takes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -12,7 +15,7 @@ use job_router::simulation::{DAY_BEGINS_AT_MS, Day, Fair, JobIndex, Policy};
 use tokio::runtime::Runtime;
 
 use crate::scan::Scan;
-use crate::support::{World, instance_lane, job, name, offers};
+use crate::support::{World, instance_lane, job, name, offers, text};
 
 /// Long, so that nothing ends by time.
 const LONG: Duration = Duration::from_secs(3600);
@@ -24,6 +27,10 @@ pub struct Tally {
     pub handed: usize,
     /// Calls that took more than one job.
     pub many: usize,
+    /// Takes of a tenant that waited since its first job was queued, though it had been served before.
+    pub since_queued: usize,
+    /// Takes of a tenant that waited since it was served.
+    pub since_served: usize,
     /// Takes where a tenant of equal share came first.
     pub excused: usize,
 }
@@ -34,14 +41,16 @@ pub struct BesideScripts<'a> {
     pod: Name,
     lane: Lane,
     day: &'a Day,
+    /// By Redis' clock, in Unix ms.
+    begins_at_ms: u64,
     /// Ours, as long as no take was excused: then the two go different ways.
     fair: Option<Fair<'a>>,
     scan: Scan<'a>,
     tally: &'a mut Tally,
     slots_free: usize,
     leases: BTreeMap<JobIndex, LeaseId>,
-    /// Jobs that have a slot since they were queued.
-    handed: VecDeque<JobIndex>,
+    /// Jobs that have a slot since they were queued, and when they were taken.
+    handed: VecDeque<(JobIndex, u64)>,
     version: u64,
 }
 
@@ -50,12 +59,14 @@ pub struct BesideScripts<'a> {
 impl<'a> BesideScripts<'a> {
     pub fn new(runtime: &'a Runtime, day: &'a Day, slots: usize, tally: &'a mut Tally) -> Self {
         let world = runtime.block_on(World::with_scopes(&[Scope::Instance]));
+        let begins_at_ms = runtime.block_on(redis_clock(&world));
         let mut new = Self {
             runtime,
             world,
             pod: name("pod"),
             lane: instance_lane(),
             day,
+            begins_at_ms,
             fair: Some(Fair::new(day)),
             scan: Scan::new(day),
             tally,
@@ -88,7 +99,7 @@ impl<'a> BesideScripts<'a> {
         pending.tenant = self.day.tenants()[self.day.tenant_of(at)].tenant.clone();
         pending.project.id = self.day.projects()[facts.project].id;
         pending.priority = facts.priority;
-        pending.queued_at_ms = Some(DAY_BEGINS_AT_MS + facts.queued_at_ms);
+        pending.queued_at_ms = Some(self.begins_at_ms + facts.queued_at_ms);
         pending
     }
 
@@ -100,8 +111,15 @@ impl<'a> BesideScripts<'a> {
         (alone && self.slots_free > 0).then(slot)
     }
 
-    /// What `take` gives for so many slots. It is asked again where its index hid work.
-    fn taken(&mut self, slots: usize) -> Vec<JobIndex> {
+    /// The ms of the day at which a script took this job, by its clock.
+    fn clock_of(&self, job: JobIndex) -> u64 {
+        let key = self.world.partition.key(&format!("job:{}", job + 1));
+        let since_ms = text(&self.runtime.block_on(self.world.command("HGET", &[&key, "since_ms"])));
+        since_ms.parse::<u64>().expect("a time") - self.begins_at_ms
+    }
+
+    /// What `take` gives for so many slots, and when: one a ms. It is asked again where its index hid work.
+    fn taken(&mut self, slots: usize) -> Vec<(JobIndex, u64)> {
         let mut jobs = Vec::new();
         loop {
             let (lanes, offers) = ([self.lane], offers(slots - jobs.len()));
@@ -109,7 +127,9 @@ impl<'a> BesideScripts<'a> {
             let (taken, again) = self.runtime.block_on(take).expect("takes");
             let index = |job: &TakenJob| (job.lease.job_id.0 as usize - 1, job.lease.lease_id);
             self.leases.extend(taken.iter().map(index));
-            jobs.extend(taken.iter().map(|job| index(job).0));
+            if let Some(first) = taken.first() {
+                jobs.extend(taken.iter().map(|job| index(job).0).zip(self.clock_of(index(first).0)..));
+            }
             if again.is_empty() || jobs.len() == slots {
                 return jobs;
             }
@@ -145,30 +165,34 @@ impl Policy for BesideScripts<'_> {
         }
         if let [lease] = answer.handed[..] {
             self.leases.insert(job, lease);
-            self.handed.push_back(job);
+            self.handed.push_back((job, self.clock_of(job)));
             self.tally.handed += 1;
         }
     }
 
-    fn take(&mut self) -> Option<JobIndex> {
-        self.take_many(1).pop()
+    fn take(&mut self, now_ms: u64) -> Option<JobIndex> {
+        self.take_many(now_ms, 1).pop()
     }
 
-    fn take_many(&mut self, slots: usize) -> Vec<JobIndex> {
-        let mut jobs: Vec<JobIndex> = self.handed.drain(..).collect();
+    fn take_many(&mut self, _: u64, slots: usize) -> Vec<JobIndex> {
+        let mut jobs: Vec<(JobIndex, u64)> = self.handed.drain(..).collect();
         if jobs.len() < slots {
             let more = self.taken(slots - jobs.len());
             self.tally.many += usize::from(more.len() > 1);
             jobs.extend(more);
         }
-        for job in &jobs {
+        for (job, at_ms) in &jobs {
             let expected = self.scan.next();
             if expected != Some(*job) {
                 self.excuse(expected, *job);
             }
-            self.scan.take_this(*job);
+            let served_at_ms = self.scan.tenant(self.day.tenant_of(*job)).served_at_ms;
+            let later = served_at_ms > DAY_BEGINS_AT_MS + self.day.jobs()[*job].queued_at_ms;
+            self.tally.since_served += usize::from(later);
+            self.tally.since_queued += usize::from(!later && served_at_ms > 0);
+            self.scan.take_this(*job, *at_ms);
             if let Some(fair) = &mut self.fair {
-                assert_eq!(fair.take(), Some(*job));
+                assert_eq!(fair.take(*at_ms), Some(*job));
             }
             let start = [(JobId(*job as u64 + 1), Some(self.leases[job]))];
             let started = self.runtime.block_on(self.world.partition.start(LONG, &start)).expect("starts");
@@ -179,7 +203,7 @@ impl Policy for BesideScripts<'_> {
         }
         self.tally.takes += jobs.len();
         self.slots_free -= jobs.len();
-        jobs
+        jobs.into_iter().map(|(job, _)| job).collect()
     }
 
     fn end(&mut self, job: JobIndex) {
@@ -196,4 +220,11 @@ impl Policy for BesideScripts<'_> {
         assert_eq!(finished, [Outcome::Ok]);
         self.slots_free += 1;
     }
+}
+
+async fn redis_clock(world: &World) -> u64 {
+    let reply = world.redis.command_at(&world.prefix, "TIME", []).await.expect("a time");
+    let [seconds, micros] = reply.into_tuple().expect("seconds and microseconds");
+    let number = |reply| text(&reply).parse::<u64>().expect("a number");
+    number(seconds) * 1_000 + number(micros) / 1_000
 }
