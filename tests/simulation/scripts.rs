@@ -1,7 +1,8 @@
 //! Our policy and the real scripts side by side: each step is done by both, and by the plain scan.
 //!
-//! The scripts tell time by Redis' clock, so that is when jobs are taken here: the day begins when the test does. Jobs end
-//! and are queued in the order of the simulation, however long a call takes.
+//! The scripts tell time by Redis' clock, so that is when jobs are taken here: the day begins when the test does, or somewhat
+//! before, so that takes are ahead of queue times on some days and behind on others. Jobs end and are queued in the order of
+//! the simulation, however long a call takes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -57,9 +58,9 @@ pub struct BesideScripts<'a> {
 // === impl BesideScripts ===
 
 impl<'a> BesideScripts<'a> {
-    pub fn new(runtime: &'a Runtime, day: &'a Day, slots: usize, tally: &'a mut Tally) -> Self {
+    pub fn new(runtime: &'a Runtime, day: &'a Day, slots: usize, lead_ms: u64, tally: &'a mut Tally) -> Self {
         let world = runtime.block_on(World::with_scopes(&[Scope::Instance]));
-        let begins_at_ms = runtime.block_on(redis_clock(&world));
+        let begins_at_ms = runtime.block_on(redis_clock(&world)) - lead_ms;
         let mut new = Self {
             runtime,
             world,
