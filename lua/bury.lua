@@ -28,11 +28,11 @@ for _, id in ipairs(page[2]) do
   if not job or job.pod ~= dead or job.state == 'queued' then
     call('SREM', held, id)
   elseif job.state == 'assigned' then
-    requeue(job, heartbeat == '' and 'drain' or 'pod_dead', '', mine)
+    requeue(job, heartbeat == '' and 'drain' or 'pod_dead')
     given_back = given_back + 1
   end
 end
-settle()
+settle('', mine)
 if page[1] ~= '0' then return { page[1], given_back } end
 
 local mailbox = P .. 'mail:' .. dead

@@ -31,7 +31,7 @@ local function expire(id, lease_id, beat)
     return 'canceled'
   end
   if job.state == 'assigned' or tonumber(f[2] or 0) < tonumber(f[3] or 1) then
-    requeue(job, job.state == 'assigned' and 'accept_timeout' or 'runner_lost', me, mine)
+    requeue(job, job.state == 'assigned' and 'accept_timeout' or 'runner_lost')
     return 'requeued'
   end
   close(job, 'failed', 'failed', ',"failure_reason":"runner_lost"', ended_ttl_ms)
@@ -41,5 +41,5 @@ end
 for i = 3, #ARGV, 3 do
   outcomes[#outcomes + 1] = expire(unpack(ARGV, i, i + 2))
 end
-settle()
+settle(me, mine)
 return { outcomes, mine }

@@ -40,10 +40,10 @@ for i = 4, #ARGV, 4 do
     if failures > limit then
       close(job, 'failed', 'failed', ',"failure_reason":"undeliverable"', ended_ttl_ms)
     else
-      requeue(job, reason, me, mine)
+      requeue(job, reason)
     end
   end
   outcomes[#outcomes + 1] = outcome
 end
-settle()
+settle(me, mine)
 return { outcomes, mine }

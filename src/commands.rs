@@ -30,6 +30,7 @@ mod rig;
 mod runner;
 mod runner_add;
 mod serve;
+mod simulate;
 
 /// The exit code when some of the input was refused: `EX_DATAERR` of `sysexits.h`.
 const EXIT_DATA: u8 = 65;
@@ -71,6 +72,7 @@ enum Command {
     #[command(hide = true)]
     BenchLoad(bench::load::Args),
     Demo(demo::Args),
+    Simulate(Box<simulate::Args>),
 }
 
 /// A mistake in what the user asked for: exit code 64.
@@ -154,6 +156,7 @@ async fn run_tool(command: Command, stop: CancellationToken) -> anyhow::Result<(
         Command::Paused(args) => pause::paused(args).await,
         Command::Bench(args) => Box::pin(bench::run(args, stop)).await,
         Command::Demo(args) => demo::run(args, stop).await,
+        Command::Simulate(args) => simulate::run(*args, stop).await,
         Command::Serve(_) | Command::Runner(_) | Command::BenchLoad(_) | Command::Dev(_) => {
             unreachable!("run() keeps these")
         }

@@ -66,7 +66,7 @@ macro_rules! named {
 mod entry;
 mod event;
 mod messages;
-mod reader;
+pub(crate) mod reader;
 mod rejection;
 pub mod samples;
 #[cfg(test)]
@@ -74,6 +74,7 @@ mod tests;
 
 pub use entry::Entry;
 pub use event::{Event, EventType};
+pub(crate) use rejection::Fault;
 pub use rejection::{DATA_START_MAX_BYTES, Rejection};
 
 /// The version of the contract: the value of an entry's `v`.

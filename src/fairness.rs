@@ -160,9 +160,13 @@ pub fn head_in(score: u64) -> u64 {
     score & HEAD_MAX
 }
 
-/// The bucket's name in a lane.
+/// A bucket's name in a lane: buckets of equal scores go by it, byte by byte.
+pub fn bucket_name(project: ProjectId, priority: Priority) -> String {
+    format!("{project}:{priority}")
+}
+
 fn member(bucket: &BucketInLane) -> String {
-    format!("{}:{}", bucket.project, bucket.priority)
+    bucket_name(bucket.project, bucket.priority)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words | [`job`], [`tags`], [`runner`], [`flow`], [`fairness`], [`pause`], [`clock`], [`contract`], [`explain`] |
+//! | words | [`job`], [`tags`], [`runner`], [`flow`], [`fairness`], [`pause`], [`clock`], [`contract`], [`explain`], [`simulation`] |
 //! | edges | [`config`], [`telemetry`], [`redis`], [`grpc`], [`proto`] |
 //! | stages | [`stages`], one module for each thing that happens to a job |
 //! | wiring | [`dispatcher`], `main` and its subcommands |
@@ -26,6 +26,7 @@ pub mod pause;
 pub mod proto;
 pub mod redis;
 pub mod runner;
+pub mod simulation;
 pub mod stages;
 pub mod tags;
 pub mod telemetry;

@@ -4,12 +4,13 @@ mod support;
 
 use std::time::Duration;
 
+use job_router::fairness::{bucket_score, head_of};
 use job_router::job::{Lease, LeaseId, PendingJob, Priority, ProjectId, RunnerId, Tenant};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{Expired, HandOver, Keys, Renewed, Report, Return, Runners, TakenJob};
 use job_router::runner::{Lane, RunnerRecord, Scope};
 use job_router::tags::Capability;
-use support::{World, instance, instance_lane, job, name, of_tenant, offers, tags};
+use support::{World, instance, instance_lane, job, name, of_tenant, offers, tags, text};
 
 const LEASE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3600);
@@ -512,6 +513,35 @@ async fn a_capped_project_is_left_out_and_comes_back() {
     start(&world, taken[0].lease).await;
     finish(&world, taken[0].lease).await;
     assert_eq!(ids(&take(&world, 6).await), [2]);
+}
+
+#[tokio::test]
+async fn what_ends_or_goes_back_leaves_its_bucket_with_what_still_runs() {
+    let queued_at_ms = 1_780_000_000_000;
+    // With and without a cap that is not reached: its buckets are placed anew there.
+    for cap in [None, Some(4)] {
+        let world = instance_world().await;
+        let tenant = Tenant::of_namespace(1);
+        let outcome = world.partition.project(ProjectId(1), "1770000000000-0", &tenant, None, None, cap).await;
+        assert_eq!(outcome.expect("stores"), Outcome::Ok);
+        for id in 1..=5 {
+            world.queue(PendingJob { queued_at_ms: Some(queued_at_ms), ..job(id) }).await;
+        }
+        let key = world.partition.key(&format!("lane:{}:{}", instance_lane(), tenant.key()));
+        let score = async |what: &str, running| {
+            let score = text(&world.command("ZSCORE", &[&key, "1:0"]).await).parse::<f64>().expect("it stands there");
+            assert_eq!(
+                score as u64,
+                bucket_score(Priority::default(), running, head_of(queued_at_ms)),
+                "{what}, cap {cap:?}"
+            );
+        };
+        let leases = [running(&world).await, running(&world).await, running(&world).await, take_one(&world).await];
+        assert_eq!(finish(&world, leases[0]).await, Outcome::Ok);
+        score("one of four ended", 3).await;
+        assert_eq!(give_back(&world, leases[3]).await, Outcome::Ok);
+        score("one of three went back", 2).await;
+    }
 }
 
 #[tokio::test]

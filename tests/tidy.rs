@@ -17,7 +17,8 @@ const LONG_FILES: [(&str, &str); 5] = [
 ];
 const LINES_MAX: usize = 450;
 
-const WORDS: [&str; 9] = ["job", "tags", "runner", "flow", "fairness", "pause", "clock", "contract", "explain"];
+const WORDS: [&str; 10] =
+    ["job", "tags", "runner", "flow", "fairness", "pause", "clock", "contract", "explain", "simulation"];
 const EDGES: [&str; 5] = ["config", "telemetry", "redis", "grpc", "proto"];
 
 fn files(folder: &str, extension: &str) -> Vec<(String, String)> {

@@ -87,22 +87,36 @@ local function has_cap(id)
   return any_cap and call('SISMEMBER', CAPPED, id) == 1
 end
 
+-- Lanes of a tenant: of more than STEPS a random part, so that none waits for ever.
+local function some_lanes(tenant)
+  return call('SRANDMEMBER', P .. 'tenant:' .. tenant .. ':lanes', STEPS)
+end
+
 -- The buckets of those projects and their tenants may go sooner now, or come back from a cap. Once per call, at its end.
+-- Lowered first: what `place_project` then places by an exact count must not be lowered after it.
 local function place_freed()
   for tenant, lost in pairs(freed) do
-    local caps = tenant_of(tenant).max_running
+    local lanes, known = some_lanes(tenant), {}
+    for _, fp in ipairs(lanes) do
+      known[fp] = true
+      hold_order(lane_key('instance:' .. fp))
+      lower_projects(fp, tenant, lost)
+    end
+    local caps, capped = tenant_of(tenant).max_running, false
     for id in pairs(lost) do
       if has_cap(id) then
-        caps = true
+        capped = true
         place_project(id)
       end
     end
-    -- Of more lanes than STEPS a random part, so that none waits for ever.
-    for _, fp in ipairs(call('SRANDMEMBER', P .. 'tenant:' .. tenant .. ':lanes', STEPS)) do
-      hold_order(lane_key('instance:' .. fp))
-      lower_projects(fp, tenant, lost)
+    if capped then -- which may have come back to more lanes
+      for _, fp in ipairs(some_lanes(tenant)) do
+        if not known[fp] then lanes[#lanes + 1] = fp end
+      end
+    end
+    for _, fp in ipairs(lanes) do
       place_tenant(fp, tenant)
-      if caps and not tenant_capped(tenant) then uncapped(fp) end
+      if (caps or capped) and not tenant_capped(tenant) then uncapped(fp) end
     end
   end
   write_orders()

@@ -21,6 +21,7 @@ end
 
 local closing = {} -- jobs that end in this call, in order
 local closed = {} -- their ids: such a job is live no more, though its record goes only with `settle`
+local went_back = {} -- jobs that go back in this call, in order
 
 local function lease_text(lease_id, attempt, tenant, pod, scope)
   return lease_id .. ' ' .. attempt .. ' ' .. tenant .. ' ' .. pod .. ' ' .. scope
@@ -121,9 +122,19 @@ local function drop_entries()
   end
 end
 
+-- Jobs that went back stand in their lanes again, and whoever waits there is woken. `me` and `mine` as in `wake_for`.
+local function index_went_back(me, mine)
+  for _, job in ipairs(went_back) do
+    index(job.bucket, bucket_head(job.bucket))
+    local fp, project_id = bucket_parts(job.bucket)
+    wake_for(fp, project_id, me, {}, mine)
+  end
+end
+
 -- The end of every script that ends jobs or gives them back: what is done once for all of them. The records of ended jobs go
--- last: until then a repeated call finds them and completes what an error cut off.
-local function settle()
+-- last: until then a repeated call finds them and completes what an error cut off. Jobs that went back are indexed by exact
+-- counts, so after all that lowers the scores of their projects.
+local function settle(me, mine)
   local held, keys = {}, {}
   for _, job in ipairs(closing) do
     if job.state ~= 'queued' then held[#held + 1] = job end
@@ -134,16 +145,15 @@ local function settle()
   if held[1] then release(held) end
   lower_in_groups()
   place_freed()
+  index_went_back(me, mine)
   if keys[1] then call('UNLINK', unpack(keys)) end
 end
 
 -- Back to its old place in the queue. The lease id stays in the record: a repeat is then recognised.
-local function requeue(job, reason, me, mine)
+local function requeue(job, reason)
   release({ job })
   bucket_return(job.bucket, job.entry_id)
   call('HSET', job_key(job.id), 'state', 'queued', 'since_ms', NOW_TEXT)
   emit('requeued', job.id, job.attempt, holder_of(job) .. ',"reason":"' .. reason .. '"')
-  index(job.bucket, bucket_head(job.bucket))
-  local fp, project_id = bucket_parts(job.bucket)
-  wake_for(fp, project_id, me, {}, mine)
+  went_back[#went_back + 1] = job
 end

@@ -19,17 +19,17 @@ use super::rejection::Fault;
 const FIELDS_MAX: usize = 256;
 
 /// A JSON object's fields, one level deep.
-pub(super) struct Object<'a> {
+pub(crate) struct Object<'a> {
     path: &'static str,
     fields: Vec<(Cow<'a, str>, Value<'a>)>,
 }
 
 /// One JSON value, as the text it came in.
 #[derive(Clone, Copy)]
-pub(super) struct Value<'a>(&'a RawValue);
+pub(crate) struct Value<'a>(&'a RawValue);
 
 /// Says what a value must be and is; becomes a [`Fault`] when the field's name is known.
-pub(super) type Refusal = String;
+pub(crate) type Refusal = String;
 
 struct Fields<'a>(Vec<(Cow<'a, str>, Value<'a>)>);
 
@@ -40,7 +40,7 @@ struct FieldName<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Object<'a> {
     /// Reads the fields of the object that stands at `path`.
-    pub(super) fn read(path: &'static str, text: &'a str) -> Result<Self, Fault> {
+    pub(crate) fn read(path: &'static str, text: &'a str) -> Result<Self, Fault> {
         if !text.trim_ascii_start().starts_with('{') {
             return Err(Fault::new(
                 path,
@@ -70,7 +70,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    pub(super) fn optional<T>(
+    pub(crate) fn optional<T>(
         &self,
         name: &'static str,
         read: impl FnOnce(Value<'a>) -> Result<T, Refusal>,
@@ -78,7 +78,7 @@ impl<'a> Object<'a> {
         self.get(name)?.map(read).transpose().map_err(|refusal| self.fault(name, refusal))
     }
 
-    pub(super) fn required<T>(
+    pub(crate) fn required<T>(
         &self,
         name: &'static str,
         read: impl FnOnce(Value<'a>) -> Result<T, Refusal>,
@@ -174,7 +174,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    pub(super) fn whole(self, range: RangeInclusive<i64>) -> Result<i64, Refusal> {
+    pub(crate) fn whole(self, range: RangeInclusive<i64>) -> Result<i64, Refusal> {
         let (least, most) = (range.start(), range.end());
         let number = self.text().parse().ok().filter(|number| range.contains(number));
         number.ok_or_else(|| self.refuse(format_args!("must be a whole number from {least} to {most}")))
@@ -185,7 +185,7 @@ impl<'a> Value<'a> {
         Ok(u32::try_from(number).expect("it is within a range of u32"))
     }
 
-    pub(super) fn id(self) -> Result<u64, Refusal> {
+    pub(crate) fn id(self) -> Result<u64, Refusal> {
         Ok(self.whole(1..=i64::MAX)?.unsigned_abs())
     }
 
@@ -199,7 +199,7 @@ impl<'a> Value<'a> {
     }
 
     /// A string that `read` accepts; its error says what the string must be.
-    pub(super) fn parsed<T, E: fmt::Display>(self, read: impl FnOnce(&str) -> Result<T, E>) -> Result<T, Refusal> {
+    pub(crate) fn parsed<T, E: fmt::Display>(self, read: impl FnOnce(&str) -> Result<T, E>) -> Result<T, Refusal> {
         let text = self.decoded().ok_or_else(|| self.refuse("must be a string"))?;
         read(&text).map_err(|must| self.refuse(must))
     }

@@ -28,9 +28,9 @@ pub struct Rejection {
 
 /// What is wrong with one field.
 #[derive(Debug)]
-pub(super) struct Fault {
-    pub(super) field: String,
-    pub(super) reason: String,
+pub(crate) struct Fault {
+    pub(crate) field: String,
+    pub(crate) reason: String,
 }
 
 /// Walks over JSON bytes that may be broken anywhere.
