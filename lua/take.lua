@@ -65,8 +65,8 @@ local function put_right(lane, fp)
     local head = list[1]
     if not head then return step > 1 end
     local t = tenant_of(head.member)
-    local since = head.score % HEAD_SPAN
-    local at_least = tenant_score(t.running, t.weight, waits_since(since, t.served))
+    local since = math.max(since_in(head.score), since_turn(t.served))
+    local at_least = tenant_score(t.running, t.weight, since)
     if at_least <= head.score then return step > 1 end
     sink(list, at_least)
   end

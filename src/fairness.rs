@@ -4,8 +4,8 @@
 //! which Redis keeps that order. The scores mirror `lua/lib/score.lua` bit for bit (`tests/fairness.rs` runs both);
 //! the functions `next_in_…` are what `take` must choose (`tests/model.rs`).
 //!
-//! Precision: shares differ when they differ by more than one part in 256; running jobs of a project count up to
-//! 1,023; queue times count in ms from 2025 to 2059. Equal scores go by name, byte by byte, as in a sorted set.
+//! Precision: shares differ when they differ by more than one part in 64; running jobs of a project count up to
+//! 1,023; queue times count in ms from 2025 to 2059, turns of tenants in quarters of one. Equal scores go by name, byte by byte, as in a sorted set.
 
 use crate::job::{Priority, ProjectId};
 
@@ -14,7 +14,11 @@ const EPOCH_MS: u64 = 1_735_689_600_000;
 const HEAD_BITS: u32 = 40;
 const HEAD_MAX: u64 = (1 << HEAD_BITS) - 1;
 const PRIORITY_BITS: u32 = 50;
-const RANK_MAX: u64 = 8191;
+/// Turns of tenants count in quarters of a ms, so that few share one.
+const TURNS_PER_MS: u64 = 4;
+const SINCE_BITS: u32 = 42;
+const SINCE_MAX: u64 = (1 << SINCE_BITS) - 1;
+const RANK_MAX: u64 = 2047;
 const RUNNING_MAX: u32 = 1023;
 
 /// A tenant in an instance lane.
@@ -28,8 +32,8 @@ pub struct TenantInLane<'a> {
     pub running: u32,
     /// The most of them it may have.
     pub max_running: Option<u32>,
-    /// When one of its jobs last went to an instance runner, in Unix ms; 0: never.
-    pub served_at_ms: u64,
+    /// Its last turn: when one of its jobs went to an instance runner, in quarters of a ms of Unix time; 0: never.
+    pub served: u64,
     /// Its buckets in this lane.
     pub buckets: Vec<BucketInLane>,
 }
@@ -50,12 +54,12 @@ pub struct BucketInLane {
 }
 
 /// The next bucket of an instance lane, and the score of its tenant, by which lanes compare. Tenants by running jobs
-/// per weight, then by who waits longest: since the head of its next bucket was queued, or it was served; within the tenant by priority, then by the project's running
-/// jobs, then the oldest head. Who is at a cap is left out.
+/// per weight, then by who waits longest: since the head of its next bucket was queued, or it was served; within the tenant by
+/// priority, then by the project's running jobs, then the oldest head. Who is at a cap is left out.
 pub fn next_in_instance_lane(tenants: &[TenantInLane<'_>]) -> Option<(u64, BucketInLane)> {
     let nexts = tenants.iter().filter(|tenant| !at_cap(tenant.running, tenant.max_running)).filter_map(|tenant| {
         let bucket = next_of_tenant(tenant)?;
-        let since = waits_since(head_of(bucket.queued_at_ms), tenant.served_at_ms);
+        let since = waits_since(head_of(bucket.queued_at_ms), tenant.served);
         let score = tenant_score(tenant.running, tenant.weight, since);
         Some((score, tenant.key, bucket))
     });
@@ -119,23 +123,28 @@ pub fn head_of(queued_at_ms: u64) -> u64 {
     queued_at_ms.saturating_sub(EPOCH_MS).min(HEAD_MAX)
 }
 
-/// Running jobs and a half, per weight, as 13 bits: a small float with 8 bits of mantissa. The half rounds each tenant's
+/// Running jobs and a half, per weight, as 11 bits: a small float with 6 bits of mantissa. The half rounds each tenant's
 /// share of few slots to the nearest whole job (Webster's method of apportionment); without it, small weights get too much.
 pub fn share_rank(running: u32, weight: u32) -> u64 {
     let share = 1.0 + 64.0 * (f64::from(running) + 0.5) / f64::from(weight);
-    // Exponent and the first 8 bits of the mantissa, as they lie in the double, counted from those of 1.0.
-    ((share.to_bits() >> 44) - (1.0f64.to_bits() >> 44)).min(RANK_MAX)
+    // Exponent and the first 6 bits of the mantissa, as they lie in the double, counted from those of 1.0.
+    ((share.to_bits() >> 46) - (1.0f64.to_bits() >> 46)).min(RANK_MAX)
 }
 
-/// Since when a tenant waits, as 40 bits of ms: since its first job was queued, or since it was last served where that is
-/// later.
-pub fn waits_since(head: u64, served_at_ms: u64) -> u64 {
-    head.max(head_of(served_at_ms))
+/// Since when a tenant waits, as 42 bits of quarters of a ms: since its first job was queued, or since its last turn where that
+/// is later.
+pub fn waits_since(head: u64, served: u64) -> u64 {
+    (head * TURNS_PER_MS).max(served.saturating_sub(EPOCH_MS * TURNS_PER_MS).min(SINCE_MAX))
+}
+
+/// The first turn of a ms of Unix time.
+pub fn first_turn_of(ms: u64) -> u64 {
+    ms * TURNS_PER_MS
 }
 
 /// A tenant in an instance lane: smallest share first, then who waits longest.
 pub fn tenant_score(running: u32, weight: u32, since: u64) -> u64 {
-    (share_rank(running, weight) << HEAD_BITS) + since
+    (share_rank(running, weight) << SINCE_BITS) + since
 }
 
 /// A bucket of a tenant in an instance lane: priority, then the project's running jobs, then the oldest head.
@@ -155,7 +164,17 @@ pub fn aged_head(priority: Priority, head: u64, ageing_ms: u64) -> u64 {
     (head as i64 - worth).clamp(0, HEAD_MAX as i64) as u64
 }
 
-/// The head's part of a score.
+/// The share's part of a tenant's score.
+pub fn share_rank_in(score: u64) -> u64 {
+    score >> SINCE_BITS
+}
+
+/// The part of a tenant's score that says since when it waits.
+pub fn since_in(score: u64) -> u64 {
+    score & SINCE_MAX
+}
+
+/// The head's part of a bucket's score.
 pub fn head_in(score: u64) -> u64 {
     score & HEAD_MAX
 }
@@ -185,13 +204,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tenants_go_by_share_unless_it_differs_by_less_than_one_part_in_256(
+        fn tenants_go_by_share_unless_it_differs_by_less_than_one_part_in_64(
             a in (0u32..100_000, 1u32..1000, queued_at()), b in (0u32..100_000, 1u32..1000, queued_at())
         ) {
             let share =
                 |(running, weight, _): (u32, u32, u64)| 1.0 + 64.0 * (f64::from(running) + 0.5) / f64::from(weight);
-            let score = |(running, weight, at)| tenant_score(running, weight, head_of(at));
-            if share(a) * (1.0 + 1.0 / 256.0) < share(b) {
+            let score = |(running, weight, at)| tenant_score(running, weight, waits_since(head_of(at), 0));
+            if share(a) * (1.0 + 1.0 / 64.0) < share(b) {
                 prop_assert!(score(a) < score(b));
             }
             if share(a) < share(b) && score(a) > score(b) {
@@ -219,12 +238,14 @@ mod tests {
             running: u32, weight in 1u32.., priority in priority(), at: u64
         ) {
             let head = head_of(at);
-            for score in [
-                tenant_score(running, weight, head), bucket_score(priority, running, head), fifo_score(priority, head)
-            ] {
+            for score in [bucket_score(priority, running, head), fifo_score(priority, head)] {
                 prop_assert!(score < 1 << 53);
                 prop_assert_eq!(head_in(score), head);
             }
+            let since = waits_since(head, at);
+            let score = tenant_score(running, weight, since);
+            prop_assert!(score < 1 << 53);
+            prop_assert_eq!((share_rank_in(score), since_in(score)), (share_rank(running, weight), since));
         }
 
         #[test]
@@ -259,7 +280,7 @@ mod tests {
             weight: 1,
             running: 1,
             max_running: None,
-            served_at_ms: EPOCH_MS + served_at_ms,
+            served: first_turn_of(EPOCH_MS + served_at_ms),
             buckets: vec![BucketInLane {
                 project: ProjectId(queued_at_ms),
                 project_running: 0,
@@ -301,7 +322,7 @@ mod tests {
             weight: 1,
             running,
             max_running,
-            served_at_ms: 0,
+            served: 0,
             buckets,
         };
         let quiet = tenant("a", 1, Some(1), vec![bucket(1, 0, None)]);

@@ -3,13 +3,14 @@
 mod support;
 
 use job_router::fairness::{
-    aged_head, bucket_score, fifo_score, head_in, head_of, share_rank, tenant_score, waits_since,
+    aged_head, bucket_score, fifo_score, head_in, head_of, share_rank, share_rank_in, since_in, tenant_score,
+    waits_since,
 };
 use job_router::job::Priority;
 use proptest::prelude::*;
 use support::World;
 
-/// Redis' own library, and one line per input: running, weight, priority, queued_at_ms, served_ms.
+/// Redis' own library, and one line per input: running, weight, priority, queued_at_ms, served.
 const SCORES: &str = concat!(
     include_str!("../lua/lib/score.lua"),
     r"
@@ -19,7 +20,7 @@ const SCORES: &str = concat!(
       local head = head_of(tonumber(ARGV[i + 3]))
       local tenant = tenant_score(running, weight, waits_since(head, tonumber(ARGV[i + 4])))
       lines[#lines + 1] = string.format('%.17g %.17g %.17g %.17g %.17g %.17g %.17g', head, share_rank(running, weight), tenant,
-        bucket_score(priority, running, head), fifo_score(priority, head), head_in(tenant), aged_head(priority, head, weight))
+        bucket_score(priority, running, head), fifo_score(priority, head), since_in(tenant), aged_head(priority, head, weight))
     end
     return lines"
 );
@@ -31,7 +32,9 @@ fn line((running, weight, priority, at, served): Input) -> String {
     let tenant = tenant_score(running, weight, waits_since(head, served));
     let (bucket, fifo) = (bucket_score(priority, running, head), fifo_score(priority, head));
     let aged = aged_head(priority, head, weight.into());
-    format!("{head} {} {tenant} {bucket} {fifo} {} {aged}", share_rank(running, weight), head_in(tenant))
+    assert_eq!(share_rank_in(tenant), share_rank(running, weight));
+    assert_eq!(head_in(bucket), head);
+    format!("{head} {} {tenant} {bucket} {fifo} {} {aged}", share_rank(running, weight), since_in(tenant))
 }
 
 fn inputs() -> impl Strategy<Value = Vec<Input>> {
@@ -40,7 +43,8 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
     // Before, in and after the 40 bits; Lua holds numbers up to 2^53.
     let at =
         || prop_oneof![1_735_689_599_990u64..1_735_689_600_010, 1_700_000_000_000u64..3_000_000_000_000, 0u64..1 << 53];
-    prop::collection::vec((running, weight, -2i64..=2, at(), at()), 200)
+    let served = prop_oneof![at(), 6_942_758_399_960u64..6_942_758_400_040, 6_800_000_000_000u64..12_000_000_000_000];
+    prop::collection::vec((running, weight, -2i64..=2, at(), served), 200)
 }
 
 #[test]

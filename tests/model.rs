@@ -237,15 +237,14 @@ impl Run {
     async fn fan_out(&mut self, pod: &str, jobs: &[(u64, PendingJob)], slots: &[HandOver]) {
         let batch: Vec<_> = jobs.iter().map(|(version, job)| (format!("{version}-0"), job.clone())).collect();
         let answer = self.world.partition.fan_out(&name(pod), &batch, LONG, slots).await.expect("fans out");
-        let mut served: Vec<JobId> = Vec::new();
-        for (_, job) in jobs {
+        let mut seen = BTreeSet::new();
+        let served = jobs.iter().filter(|(_, job)| {
             let slot = slots.iter().find(|slot| slot.job_id == job.id && slot.lane.scope == Scope::Instance);
-            let is_new = !self.model.jobs.contains_key(&job.id.0) && !served.contains(&job.id);
-            if is_new && slot.is_some_and(|slot| answer.handed.contains(&slot.offer.lease_id)) {
-                served.push(job.id);
-            }
-        }
-        let mut now = self.clock_of(&served).await;
+            let is_new = seen.insert(job.id.0) && !self.model.jobs.contains_key(&job.id.0);
+            is_new && slot.is_some_and(|slot| answer.handed.contains(&slot.offer.lease_id))
+        });
+        let served = served.count();
+        let mut turn = self.first_turn(served).await;
         let model = &mut self.model;
         let mut outcomes = Vec::new();
         for (version, job) in jobs {
@@ -260,7 +259,7 @@ impl Run {
                     let next = model.next_of_lane(&model.heads(), slot.lane).map(|(_, next)| next.job);
                     let unindexed = model.projects.values().any(|project| project.unindexed);
                     assert!(next == Some(job.id.0) || unindexed, "{slot:?} was handed its job before {next:?}");
-                    model.taken(job.id.0, slot.lane, &slot.offer, pod, &mut now);
+                    model.taken(job.id.0, slot.lane, &slot.offer, pod, &mut turn);
                     self.tally.handed += 1;
                 }
             }
@@ -304,8 +303,8 @@ impl Run {
             assert!(wakes.is_empty());
             return;
         }
-        let served = jobs.iter().filter(|job| job.lane.scope == Scope::Instance).map(|job| job.lease.job_id);
-        let mut now = self.clock_of(&served.collect::<Vec<_>>()).await;
+        let served = jobs.iter().filter(|job| job.lane.scope == Scope::Instance).count();
+        let mut turn = self.first_turn(served).await;
         for (job, offer) in jobs.iter().zip(offers) {
             let expected = self.model.next_of_lanes(lanes);
             let expected = expected.unwrap_or_else(|| panic!("{job:?} was not to be had"));
@@ -314,7 +313,7 @@ impl Run {
             if (id, job.lane) != (expected.job, expected.lane) {
                 self.excuse(&before, &expected, job);
             }
-            assert_eq!(job.attempt, self.model.taken(id, job.lane, offer, pod, &mut now));
+            assert_eq!(job.attempt, self.model.taken(id, job.lane, offer, pod, &mut turn));
         }
         if jobs.len() < offers.len() && wakes.is_empty() {
             assert!(
@@ -328,11 +327,13 @@ impl Run {
         self.hear(pod, wakes);
     }
 
-    /// The clock of the script that just gave these jobs to instance runners; it serves one a ms.
-    async fn clock_of(&self, served: &[JobId]) -> u64 {
-        let Some(last) = served.last() else { return 0 };
-        let key = self.world.partition.key(&format!("job:{last}"));
-        text(&self.world.command("HGET", &[&key, "since_ms"]).await).parse().expect("a time")
+    /// The first turn of the script that just gave so many jobs to instance runners.
+    async fn first_turn(&self, served: usize) -> u64 {
+        if served == 0 {
+            return 0;
+        }
+        let last = self.world.command("GET", &[&self.world.partition.key("turn")]).await;
+        text(&last).parse::<u64>().expect("a turn") - (served as u64 - 1)
     }
 
     /// Another job was taken than expected: fine only between tenants of equal share, when the one passed over stood

@@ -75,7 +75,7 @@ fn ids(taken: &[TakenJob]) -> Vec<u64> {
 async fn assert_only_records_left(world: &World) {
     let left: Vec<String> = world.snapshot().await.into_keys().collect();
     let stays = |key: &String| {
-        ["pods", "lanes", "capabilities", "scopes", "events"].contains(&key.as_str())
+        ["pods", "lanes", "capabilities", "scopes", "events", "turn"].contains(&key.as_str())
             || ["ended:", "took:", "project:", "tenant:", "mail:", "waiting:"]
                 .iter()
                 .any(|prefix| key.starts_with(prefix))

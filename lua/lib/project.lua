@@ -6,7 +6,7 @@
 --                     the newest project.upserted that changed its facts), cap_version, unindexed (1 until its buckets
 --                     follow a change)
 -- capped        set   projects with a max_running
--- tenant:<key>  hash  weight, max_running, version; served (when one of its jobs last went to an instance runner, in ms)
+-- tenant:<key>  hash  weight, max_running, version; served (its last turn, as `count` has it)
 
 local SCOPES = P .. 'scopes'
 local CAPPED = P .. 'capped'

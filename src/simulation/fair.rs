@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{DAY_BEGINS_AT_MS, Day, JobIndex, Policy};
-use crate::fairness::{at_cap, bucket_name, bucket_score, head_in, head_of, tenant_score, waits_since};
+use crate::fairness::{at_cap, bucket_name, bucket_score, first_turn_of, head_in, head_of, tenant_score, waits_since};
 use crate::job::Priority;
 
 /// Two levels: tenants by (running jobs + ½) ÷ weight, then who waits longest; inside by priority, the project's running
@@ -30,8 +30,8 @@ pub struct Fair<'a> {
 struct TenantQueue {
     rank: usize,
     running: u32,
-    /// When one of its jobs was last taken, in Unix ms; 0: never.
-    served_at_ms: u64,
+    /// Its last turn; 0: none.
+    served: u64,
     /// Its score in the lane, while it stands there.
     score: Option<u64>,
     /// Its buckets with waiting jobs that no cap holds back: score, bucket.
@@ -106,7 +106,7 @@ impl<'a> Fair<'a> {
         let (facts, tenant) = (&self.day.tenants()[at], &mut self.tenants[at]);
         let first = tenant.buckets.first().map(|(score, _)| head_in(*score));
         let head = first.filter(|_| !at_cap(tenant.running, facts.max_running.map(u32::from)));
-        let since = head.map(|head| waits_since(head, tenant.served_at_ms));
+        let since = head.map(|head| waits_since(head, tenant.served));
         let score = since.map(|since| tenant_score(tenant.running, facts.weight.get(), since));
         let before = std::mem::replace(&mut tenant.score, score);
         if before != score {
@@ -139,10 +139,10 @@ impl Policy for Fair<'_> {
         }
     }
 
-    fn take(&mut self, now_ms: u64) -> Option<JobIndex> {
+    fn take(&mut self, turn: u64) -> Option<JobIndex> {
         let (_, rank) = *self.lane.first()?;
         let tenant = &mut self.tenants[self.ranked[rank]];
-        tenant.served_at_ms = (DAY_BEGINS_AT_MS + now_ms).max(tenant.served_at_ms + 1);
+        tenant.served = (first_turn_of(DAY_BEGINS_AT_MS) + turn).max(tenant.served + 1);
         let (_, at) = *tenant.buckets.first().expect("a tenant in the lane has a bucket");
         let bucket = &mut self.buckets[at];
         let job = bucket.waiting.pop_front().expect("a bucket that stands somewhere has a job");

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
 use super::Day;
+use crate::fairness::first_turn_of;
 
 /// A job, by its place in [`Day::jobs`].
 pub type JobIndex = usize;
@@ -13,13 +14,13 @@ pub trait Policy {
     /// A job waits. Jobs come in the order of the day.
     fn queue(&mut self, job: JobIndex);
 
-    /// The next waiting job, which runs from now on; none if none may run. `now_ms` counts from the beginning of the day.
-    fn take(&mut self, now_ms: u64) -> Option<JobIndex>;
+    /// The next waiting job, which runs from now on; none if none may run. `turn` counts from the
+    /// beginning of the day.
+    fn take(&mut self, turn: u64) -> Option<JobIndex>;
 
-    /// Up to so many jobs, one after the other. Each counts as taken 1 ms after the one before, so that who was served
-    /// first waits longest.
+    /// Up to so many jobs, one after the other, each in a turn of its own, so that who was served first waits longest.
     fn take_many(&mut self, now_ms: u64, slots: usize) -> Vec<JobIndex> {
-        (now_ms..).map_while(|at_ms| self.take(at_ms)).take(slots).collect()
+        (first_turn_of(now_ms)..).map_while(|turn| self.take(turn)).take(slots).collect()
     }
 
     /// A running job is over.

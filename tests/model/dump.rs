@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use job_router::fairness::{aged_head, at_cap, bucket_score, fifo_score, head_in, head_of, share_rank};
+use job_router::fairness::{aged_head, at_cap, bucket_score, fifo_score, head_in, head_of, share_rank, share_rank_in};
 use job_router::flow::State;
 use job_router::job::Priority;
 use job_router::pause::Target;
@@ -268,7 +268,7 @@ impl Dump {
                 match score(&format!("lane:{lane}"), &project.tenant) {
                     Some(score) => {
                         let rank = share_rank(running, payer.weight.unwrap_or(1));
-                        assert!(score >> 40 <= rank, "{} in {lane} stands too high", project.tenant);
+                        assert!(share_rank_in(score) <= rank, "{} in {lane} stands too high", project.tenant);
                     }
                     None => assert!(
                         at_cap(running, payer.cap) || model.tenant_paused(&project.tenant),
@@ -314,7 +314,7 @@ impl Dump {
     }
 
     fn check_no_other_keys(&self, model: &Reference) {
-        const ONE: [&str; 12] = [
+        const ONE: [&str; 13] = [
             "paused",
             "policy",
             "pause_ends",
@@ -327,6 +327,7 @@ impl Dump {
             "returned",
             "deadlines",
             "capped",
+            "turn",
         ];
         // What a take took goes by itself, a minute later.
         const CHECKED: [&str; 8] = ["lane:", "bucket:", "running:", "pod:", "mail:", "waiting:", "tenant:", "took:"];

@@ -114,7 +114,7 @@ impl Reference {
             key,
             weight: payer.weight.unwrap_or(1),
             running: self.running(key, None).len() as u32,
-            served_at_ms: payer.served,
+            served: payer.served,
             max_running: payer.cap.filter(|_| !self.tenant_paused(key)).or(self.tenant_paused(key).then_some(0)),
             buckets: heads
                 .iter()
@@ -138,14 +138,14 @@ impl Reference {
                 // Beside fair lanes it has its tenant's share.
                 let mixed = self.ageing_ms().is_none() && !self.policy.lanes.is_empty();
                 let tenant = tenants.iter().find(|tenant| tenant.key == key).expect("just seen");
-                let since = fairness::waits_since(head, tenant.served_at_ms);
+                let since = fairness::waits_since(head, tenant.served);
                 let shared = fairness::tenant_score(tenant.running, tenant.weight, since);
                 (if mixed { shared } else { head }, bucket)
             } else {
                 fairness::next_in_instance_lane(&tenants)?
             };
             let bucket = here(&bucket);
-            let tenant = (self.projects[&bucket.1].tenant.clone(), score >> 40);
+            let tenant = (self.projects[&bucket.1].tenant.clone(), fairness::share_rank_in(score));
             return Some((score, Choice { lane, tenant: Some(tenant), bucket, job: heads[&bucket].0 }));
         }
         let stands = |bucket: &Bucket| {

@@ -290,8 +290,8 @@ impl Reference {
     }
 
     /// A job of `lane` goes to a slot.
-    /// `now`: the script's clock, which goes on with each job that it serves.
-    pub fn taken(&mut self, id: u64, lane: Lane, offer: &Offer, pod: &str, now: &mut u64) -> u32 {
+    /// `turn`: the next of the tenants that this call serves.
+    pub fn taken(&mut self, id: u64, lane: Lane, offer: &Offer, pod: &str, turn: &mut u64) -> u32 {
         let job = self.jobs.get_mut(&id).expect("it was queued");
         job.state = job.state.next(Event::Take).expect("it was queued");
         job.attempt += 1;
@@ -301,8 +301,8 @@ impl Reference {
         job.tenant.clone_from(&self.projects[&job.bucket.1].tenant);
         if lane.scope == Scope::Instance {
             let payer = self.payers.entry(job.tenant.clone()).or_default();
-            payer.served = (*now).max(payer.served + 1);
-            *now += 1;
+            payer.served = (*turn).max(payer.served + 1);
+            *turn += 1;
         }
         self.events.push((id, "assigned".into(), job.attempt));
         job.attempt

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use job_router::fairness::{BucketInLane, TenantInLane, next_in_instance_lane};
+use job_router::fairness::{BucketInLane, TenantInLane, first_turn_of, next_in_instance_lane};
 use job_router::job::{Priority, ProjectId};
 use job_router::simulation::{DAY_BEGINS_AT_MS, Day, JobIndex, Policy};
 
@@ -10,8 +10,8 @@ pub struct Scan<'a> {
     day: &'a Day,
     keys: Vec<String>,
     running: Vec<JobIndex>,
-    /// By tenant, when one of its jobs was last taken, in Unix ms; 0: never.
-    served_at_ms: Vec<u64>,
+    /// By tenant, its last turn; 0: none.
+    served: Vec<u64>,
     /// By project and priority.
     buckets: BTreeMap<(usize, i8), VecDeque<JobIndex>>,
 }
@@ -21,7 +21,7 @@ pub struct Scan<'a> {
 impl<'a> Scan<'a> {
     pub fn new(day: &'a Day) -> Self {
         let keys: Vec<String> = day.tenants().iter().map(|tenant| tenant.tenant.key()).collect();
-        Self { day, running: Vec::new(), served_at_ms: vec![0; keys.len()], keys, buckets: BTreeMap::new() }
+        Self { day, running: Vec::new(), served: vec![0; keys.len()], keys, buckets: BTreeMap::new() }
     }
 
     fn running_of(&self, project: usize) -> u32 {
@@ -47,7 +47,7 @@ impl<'a> Scan<'a> {
             weight: facts.weight.get(),
             running: self.running.iter().filter(|job| self.day.tenant_of(**job) == at).count() as u32,
             max_running: facts.max_running.map(u32::from),
-            served_at_ms: self.served_at_ms[at],
+            served: self.served[at],
             buckets: buckets.collect(),
         }
     }
@@ -58,14 +58,14 @@ impl<'a> Scan<'a> {
         *self.buckets[&(at, priority.rank())].front().expect("it waits")
     }
 
-    /// Takes this job, which is the first of its bucket, at this ms of the day.
-    pub fn take_this(&mut self, job: JobIndex, now_ms: u64) {
+    /// Takes this job, which is the first of its bucket, in this turn of the day.
+    pub fn take_this(&mut self, job: JobIndex, turn: u64) {
         let facts = &self.day.jobs()[job];
         let bucket = self.buckets.get_mut(&(facts.project, facts.priority.rank())).expect("it waits there");
         assert_eq!(bucket.pop_front(), Some(job), "it is the first");
         self.running.push(job);
-        let served_at_ms = &mut self.served_at_ms[self.day.tenant_of(job)];
-        *served_at_ms = (DAY_BEGINS_AT_MS + now_ms).max(*served_at_ms + 1);
+        let served = &mut self.served[self.day.tenant_of(job)];
+        *served = (first_turn_of(DAY_BEGINS_AT_MS) + turn).max(*served + 1);
     }
 
     /// What the rule says.
@@ -81,9 +81,9 @@ impl Policy for Scan<'_> {
         self.buckets.entry((facts.project, facts.priority.rank())).or_default().push_back(job);
     }
 
-    fn take(&mut self, now_ms: u64) -> Option<JobIndex> {
+    fn take(&mut self, turn: u64) -> Option<JobIndex> {
         let job = self.next()?;
-        self.take_this(job, now_ms);
+        self.take_this(job, turn);
         Some(job)
     }
 

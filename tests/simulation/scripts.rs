@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use job_router::fairness::{next_of_tenant, share_rank};
+use job_router::fairness::{first_turn_of, next_of_tenant, share_rank};
 use job_router::job::{JobId, LeaseId, Name, PendingJob};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{HandOver, Report, TakenJob};
@@ -112,14 +112,14 @@ impl<'a> BesideScripts<'a> {
         (alone && self.slots_free > 0).then(slot)
     }
 
-    /// The ms of the day at which a script took this job, by its clock.
-    fn clock_of(&self, job: JobIndex) -> u64 {
-        let key = self.world.partition.key(&format!("job:{}", job + 1));
-        let since_ms = text(&self.runtime.block_on(self.world.command("HGET", &[&key, "since_ms"])));
-        since_ms.parse::<u64>().expect("a time") - self.begins_at_ms
+    /// The first turn, counted from the beginning of the day, of the script that just took so many jobs.
+    fn first_turn(&self, served: usize) -> u64 {
+        let last = self.runtime.block_on(self.world.command("GET", &[&self.world.partition.key("turn")]));
+        let last: u64 = text(&last).parse().expect("a turn");
+        last - (served as u64 - 1) - first_turn_of(self.begins_at_ms)
     }
 
-    /// What `take` gives for so many slots, and when: one a ms. It is asked again where its index hid work.
+    /// What `take` gives for so many slots, and in which turns. It is asked again where its index hid work.
     fn taken(&mut self, slots: usize) -> Vec<(JobIndex, u64)> {
         let mut jobs = Vec::new();
         loop {
@@ -128,8 +128,8 @@ impl<'a> BesideScripts<'a> {
             let (taken, again) = self.runtime.block_on(take).expect("takes");
             let index = |job: &TakenJob| (job.lease.job_id.0 as usize - 1, job.lease.lease_id);
             self.leases.extend(taken.iter().map(index));
-            if let Some(first) = taken.first() {
-                jobs.extend(taken.iter().map(|job| index(job).0).zip(self.clock_of(index(first).0)..));
+            if !taken.is_empty() {
+                jobs.extend(taken.iter().map(|job| index(job).0).zip(self.first_turn(taken.len())..));
             }
             if again.is_empty() || jobs.len() == slots {
                 return jobs;
@@ -166,7 +166,7 @@ impl Policy for BesideScripts<'_> {
         }
         if let [lease] = answer.handed[..] {
             self.leases.insert(job, lease);
-            self.handed.push_back((job, self.clock_of(job)));
+            self.handed.push_back((job, self.first_turn(1)));
             self.tally.handed += 1;
         }
     }
@@ -182,18 +182,18 @@ impl Policy for BesideScripts<'_> {
             self.tally.many += usize::from(more.len() > 1);
             jobs.extend(more);
         }
-        for (job, at_ms) in &jobs {
+        for (job, turn) in &jobs {
             let expected = self.scan.next();
             if expected != Some(*job) {
                 self.excuse(expected, *job);
             }
-            let served_at_ms = self.scan.tenant(self.day.tenant_of(*job)).served_at_ms;
-            let later = served_at_ms > DAY_BEGINS_AT_MS + self.day.jobs()[*job].queued_at_ms;
+            let served = self.scan.tenant(self.day.tenant_of(*job)).served;
+            let later = served > first_turn_of(DAY_BEGINS_AT_MS + self.day.jobs()[*job].queued_at_ms);
             self.tally.since_served += usize::from(later);
-            self.tally.since_queued += usize::from(!later && served_at_ms > 0);
-            self.scan.take_this(*job, *at_ms);
+            self.tally.since_queued += usize::from(!later && served > 0);
+            self.scan.take_this(*job, *turn);
             if let Some(fair) = &mut self.fair {
-                assert_eq!(fair.take(*at_ms), Some(*job));
+                assert_eq!(fair.take(*turn), Some(*job));
             }
             let start = [(JobId(*job as u64 + 1), Some(self.leases[job]))];
             let started = self.runtime.block_on(self.world.partition.start(LONG, &start)).expect("starts");
