@@ -14,7 +14,7 @@
 -- Cost O(64)
 --
 -- flags: allow-oom
--- uses: base reply event score pause policy wake project bucket order index group count job
+-- uses: base reply event score pause policy affinity wake project bucket order index group count job
 
 local dead, heartbeat, cursor = ARGV[1], ARGV[2], ARGV[3]
 local seen = call('ZSCORE', KEYS[2], dead)

@@ -14,7 +14,7 @@
 -- Cost O(1)
 --
 -- flags: allow-oom
--- uses: base reply event score pause policy wake project bucket order index group count job
+-- uses: base reply event score pause policy affinity wake project bucket order index group count job
 
 local id, reason, grace_ms, ended_ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local job = load_job(id)

@@ -8,8 +8,9 @@
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who calls; woken through the answer, not by mail
 -- ARGV[2]  accept_ms       how long a runner has to accept a job that is handed over
--- ARGV[3]  n               how many slots come along
--- ARGV[4…] per slot, 6:    id of the job that it is for, scope, rank, lease id, runner id, system id. The pod has matched them
+-- ARGV[3]  affinity_ms     how long it is remembered which runner ran jobs with a key; 0: not at all
+-- ARGV[4]  n               how many slots come along
+-- ARGV[5…] per slot, 6:    id of the job that it is for, scope, rank, lease id, runner id, system id. The pod has matched them
 -- then     per job, 10:    id, inbox entry id, project id, facts ('<tenant key> <instance_runners> <group_runners>
 --                          <namespaces joined by ','>'; 0 or 1), fingerprint, capability as JSON, priority, queued_at_ms,
 --                          max_attempts, order (a line of JSON for the pod that hands it out, then the payload)
@@ -19,11 +20,11 @@
 --         slots whose jobs were handed over: nobody stood before these, so they passed through the queue at once.
 -- Cost O(jobs · scopes of a project that some runner has)
 --
--- uses: base reply event score pause policy wake version project bucket order index group count job assign
+-- uses: base reply event score pause policy affinity wake version project bucket order index group count job assign
 
-local me, accept_ms, n_slots = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local me, accept_ms, affinity_ms, n_slots = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local FIELDS = 10
-local FIRST = 4 + 6 * n_slots
+local FIRST = 5 + 6 * n_slots
 local outcomes, changed, mine, handed, woken = {}, {}, {}, {}, {}
 
 -- Which jobs are not here yet. Few batches have any that are: one look tells for most.
@@ -97,7 +98,7 @@ local function add_entry(id, name, fp, capability, queued_at_ms)
 end
 
 -- A job enters its bucket, and the bucket its lanes unless it stands there.
-local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
   local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
   call('HSET', job_key(id), 'state', 'queued', 'place', name .. ' ' .. entry_id, 'tenant', project(project_id).tenant)
   if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
@@ -106,11 +107,11 @@ local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_a
     indexed[name] = true
   end
   emit('queued', id, '0', '')
-  wake_for(fp, project_id, me, woken, mine)
+  wake_for(fp, project_id, me, woken, mine, affinity_ms ~= '0' and order)
 end
 
 local slot_of = {} -- job -> where its slot begins: lease id, runner id, system id; the scope and the rank are before them
-for at = FIRST - 3, 7, -6 do slot_of[ARGV[at - 3]] = at end
+for at = FIRST - 3, 8, -6 do slot_of[ARGV[at - 3]] = at end
 
 -- Whether a new job may go to its slot at once: nobody stands before it, no better slot waits, and nothing holds it up.
 local function is_next(scope, rank, name, project_id, fp)
@@ -121,16 +122,27 @@ local function is_next(scope, rank, name, project_id, fp)
   return scope ~= 'instance' or not tenant_capped(tenant) and not project_capped(tenant, project_id)
 end
 
+-- Whether a new job likes a manager of another pod that waits in the lane with no worse a rank: it may be free.
+local function likes_another(slot, lane, rank, order)
+  local liked = affinity_ms ~= '0' and call('GET', affinity_key(order))
+  if not liked then return false end
+  local manager, pod = liked_parts(liked)
+  if pod == me or manager == ARGV[slot + 1] .. ' ' .. ARGV[slot + 2] then return false end
+  return is_as_good(P .. 'waiting:' .. lane, pod, rank)
+end
+
 local due = string.format('%.0f', NOW + accept_ms)
 
 -- A job passes through its bucket to its slot; the bucket, with nothing queued, stands in no lane.
-local function hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+local function hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
   emit('queued', id, '0', '') -- what fails here has left nothing in the bucket
   local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
   call('XREADGROUP', 'GROUP', GROUP, me, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
   if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
+  count_taken(id, ARGV[slot - 2], project_id)
   assign(id, '1', ARGV[slot - 2], project_id, slot, me, due, 'place', name .. ' ' .. entry_id,
     'tenant', project(project_id).tenant)
+  if affinity_ms ~= '0' then remember_affinity(order, slot, me, affinity_ms) end
   handed[#handed + 1] = ARGV[slot]
 end
 
@@ -162,8 +174,8 @@ end
 if orders_of_new[1] then call('MSET', unpack(orders_of_new)) end
 
 for first = FIRST, #ARGV, FIELDS do
-  local id, entry_id, project_id, facts, fp, capability, priority, queued_at_ms, max_attempts =
-    unpack(ARGV, first, first + 8)
+  local id, entry_id, project_id, facts, fp, capability, priority, queued_at_ms, max_attempts, order =
+    unpack(ARGV, first, first + 9)
   learn_project(project_id, facts, entry_id)
   local name, slot = fp .. ':' .. project_id .. ':' .. priority, slot_of[id]
   if not new[first] then
@@ -171,10 +183,11 @@ for first = FIRST, #ARGV, FIELDS do
     again(slot, id, project_id, fp)
   else
     outcomes[#outcomes + 1] = OK
-    if slot and is_next(ARGV[slot - 2], tonumber(ARGV[slot - 1]), name, project_id, fp) then
-      hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+    local scope, rank = slot and ARGV[slot - 2], slot and tonumber(ARGV[slot - 1])
+    if slot and is_next(scope, rank, name, project_id, fp) and not likes_another(slot, scope .. ':' .. fp, rank, order) then
+      hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
     else
-      enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts)
+      enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
     end
   end
 end

@@ -15,7 +15,7 @@
 -- Cost O(jobs · lanes in which the tenant has queued jobs)
 --
 -- flags: allow-oom
--- uses: base reply event score pause policy wake project bucket order index group count job
+-- uses: base reply event score pause policy affinity wake project bucket order index group count job
 
 local ended_ttl_ms = ARGV[1]
 local outcomes = {}

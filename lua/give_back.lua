@@ -17,7 +17,7 @@
 -- Cost O(jobs)
 --
 -- flags: allow-oom
--- uses: base reply event score pause policy wake project bucket order index group count job
+-- uses: base reply event score pause policy affinity wake project bucket order index group count job
 
 local me, limit, ended_ttl_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local outcomes, mine = {}, {}

@@ -14,7 +14,7 @@
 -- Cost O(32 · scopes)
 --
 -- flags: allow-oom
--- uses: base score pause policy wake project bucket order index
+-- uses: base score pause policy affinity wake project bucket order index
 
 local me, after, before, changed, of_tenant = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local PAGE = 32

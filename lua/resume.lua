@@ -16,7 +16,7 @@
 -- Cost O(lanes in which the tenant has queued jobs, or scopes of the project, or pods)
 --
 -- flags: allow-oom
--- uses: base reply event score pause policy wake project bucket order index
+-- uses: base reply event score pause policy affinity wake project bucket order index
 
 local INDEX_MS = 5000 -- by then its buckets are indexed, or whoever was about to do it is dead
 

@@ -6,22 +6,24 @@
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who takes
 -- ARGV[2]  accept_ms       how long the runner has to accept
--- ARGV[3]  rank            of its class; a lane in which a pod of a lower rank waits is left to that one
--- ARGV[4]  n               how many lanes
--- ARGV[5…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
+-- ARGV[3]  affinity_ms     how long it is remembered which runner ran jobs with a key; 0: not at all
+-- ARGV[4]  rank            of its class; a lane in which a pod of a lower rank waits is left to that one
+-- ARGV[5]  n               how many lanes
+-- ARGV[6…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
 -- then     per free slot, 3: lease id, runner id, system id; none: pass a wake on
 --
--- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}. Slots left over: the pod now waits in every
+-- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}: of the slots' managers it has the one that ran its key
+--         last, if that one has a slot here, else the first slot that is left. Slots left over: the pod now waits in every
 --         lane asked; none left: in none of them. Lanes: those to ask again, as work is left that the index hid.
 --         Tenants of equal share go by the head of the bucket that stands first; that may be outdated where its
 --         project has started jobs from another lane since. In a paused lane the pod just waits.
 -- Cost O(slots · log tenants + lanes)
 --
 -- flags: allow-oom
--- uses: base event score pause policy wake project bucket order index group count job assign
+-- uses: base event score pause policy affinity wake project bucket order index group count job assign
 
-local me, accept_ms, rank, n_lanes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local first_slot = 5 + n_lanes
+local me, accept_ms, affinity_ms, rank, n_lanes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local first_slot = 6 + n_lanes
 local n_slots = (#ARGV - first_slot + 1) / 3
 local took = P .. 'took:' .. (ARGV[first_slot] or '')
 
@@ -31,28 +33,32 @@ local TOOK_MS = 60000 -- how long a repeated call is known as such; by then what
 local AHEAD = math.min(n_slots, STEPS) + 1
 local TENANT_AHEAD = math.min(AHEAD, 8)
 
--- The answer, with the orders of all jobs read in one go.
-local function with_orders(jobs, lanes)
+-- Where a slot's ARGV begin.
+local function slot_at(nth)
+  return first_slot + 3 * (nth - 1)
+end
+
+-- The orders of these jobs, in one go.
+local function orders_of(ids)
   local keys = {}
-  for i, job in ipairs(jobs) do keys[i] = P .. 'order:' .. job[2] end
-  if keys[1] then
-    for i, order in ipairs(call('MGET', unpack(keys))) do jobs[i][5] = order end
-  end
-  return { jobs, lanes }
+  for i, id in ipairs(ids) do keys[i] = P .. 'order:' .. id end
+  return keys[1] and call('MGET', unpack(keys)) or {}
 end
 
 -- The reply of an earlier call with these leases was lost: give it again.
 local function repeated()
   local ids = call('GET', took)
   if not ids then return nil end
-  local jobs = {}
-  for i, id in ipairs(split(ids)) do
-    local job = load_job(id)
-    if job and job.state == 'assigned' and job.lease_id == ARGV[first_slot + 3 * (i - 1)] then
+  local jobs, its_ids = {}, {}
+  for nth, id in ipairs(split(ids)) do
+    local job = id ~= '-' and load_job(id)
+    if job and job.state == 'assigned' and job.lease_id == ARGV[slot_at(nth)] then
       local fp = bucket_parts(job.bucket)
       jobs[#jobs + 1] = { job.lease_id, id, job.scope .. ':' .. fp, job.attempt }
+      its_ids[#its_ids + 1] = id
     end
   end
+  for i, order in ipairs(orders_of(its_ids)) do jobs[i][5] = order end
   return jobs
 end
 
@@ -107,11 +113,8 @@ local function next_of_buckets(lane, fp, scope)
   return fp .. ':' .. id .. ':' .. priority, id
 end
 
-local due = string.format('%.0f', NOW + accept_ms)
-local ids = {} -- of what this call takes
-
--- Takes one job from a lane for a slot; nil when the lane's head was not what it seemed.
-local function take_from(lane, scope, fp, slot)
+-- Takes one job from a lane; nil when the lane's head was not what it seemed.
+local function take_from(lane, scope, fp)
   local name, project_id
   if scope == 'instance' then
     name, project_id = next_of_tenants(lane, fp)
@@ -131,18 +134,64 @@ local function take_from(lane, scope, fp, slot)
     local _, last = lease_parts(f[2])
     attempt = tostring(last + 1)
   end
-  assign(id, attempt, scope, project_id, slot, me, due)
-  ids[#ids + 1] = id
+  count_taken(id, scope, project_id)
   reindex(name, next_head)
-  return { ARGV[slot], id, lane, attempt }
+  return { id = id, lane = lane, scope = scope, project_id = project_id, attempt = attempt }
+end
+
+-- Which job has which slot: first those that like a manager of these, then the others, in order.
+local function by_slot(taken, orders)
+  local of_slot, has_slot = {}, {}
+  if affinity_ms ~= '0' and n_slots > 1 and taken[1] then
+    local slots_of, keys = {}, {}
+    for nth = n_slots, 1, -1 do
+      local manager = ARGV[slot_at(nth) + 1] .. ' ' .. ARGV[slot_at(nth) + 2]
+      slots_of[manager] = slots_of[manager] or {}
+      table.insert(slots_of[manager], nth)
+    end
+    for i, order in ipairs(orders) do keys[i] = affinity_key(order) end
+    for i, liked in ipairs(call('MGET', unpack(keys))) do
+      local nth = liked and table.remove(slots_of[liked_parts(liked)] or {})
+      if nth then of_slot[nth], has_slot[i] = i, true end
+    end
+  end
+  local nth = 1
+  for i in ipairs(taken) do
+    if not has_slot[i] then
+      while of_slot[nth] do nth = nth + 1 end
+      of_slot[nth] = i
+    end
+  end
+  return of_slot
+end
+
+local due = string.format('%.0f', NOW + accept_ms)
+
+-- Gives the jobs to their slots. Answers them, and notes what this call took, by slot.
+local function assign_all(taken)
+  local ids, jobs, noted = {}, {}, {}
+  for i, job in ipairs(taken) do ids[i] = job.id end
+  local orders = orders_of(ids)
+  local of_slot = by_slot(taken, orders)
+  for nth = 1, n_slots do
+    local job, order = taken[of_slot[nth]], orders[of_slot[nth]]
+    noted[nth] = job and job.id or '-'
+    if job then
+      assign(job.id, job.attempt, job.scope, job.project_id, slot_at(nth), me, due)
+      if affinity_ms ~= '0' then remember_affinity(order, slot_at(nth), me, affinity_ms) end
+      jobs[#jobs + 1] = { ARGV[slot_at(nth)], job.id, job.lane, job.attempt, order }
+    end
+  end
+  if jobs[1] then call('SET', took, table.concat(noted, ' '), 'PX', TOOK_MS) end
+  return jobs
 end
 
 local jobs = n_slots > 0 and repeated()
-if jobs then return with_orders(jobs, {}) end
-jobs = {}
+if jobs then return { jobs, {} } end
+local taken = {}
 
 local heads, scope_of, fp_of = {}, {}, {}
-for i = 5, first_slot - 1 do
+for i = 6, first_slot - 1 do
   local lane = ARGV[i]
   local list = order_of(lane_key(lane), AHEAD)
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
@@ -183,7 +232,7 @@ local mixed -- whether they are; looked up once there is a head
 
 -- Each step takes a job or mends the index once; the index is never far out.
 for _ = 1, n_slots + STEPS do
-  if #jobs == n_slots then break end
+  if #taken == n_slots then break end
   local best, first
   for lane, list in pairs(heads) do
     local score = list[1] and list[1].score
@@ -196,16 +245,16 @@ for _ = 1, n_slots + STEPS do
     end
   end
   if not best then break end
-  jobs[#jobs + 1] = take_from(best, scope_of[best], fp_of[best], first_slot + 3 * #jobs)
+  taken[#taken + 1] = take_from(best, scope_of[best], fp_of[best])
 end
 
 write_orders()
+jobs = assign_all(taken)
 write_assigned(me)
-if ids[1] then call('SET', took, table.concat(ids, ' '), 'PX', TOOK_MS) end
 
 local mine = {}
 for lane, list in pairs(heads) do
-  if #jobs == n_slots then
+  if #taken == n_slots then
     call('ZREM', P .. 'waiting:' .. lane, me)
     if list[1] then wake_one(lane, me) end
   elseif list[1] then
@@ -214,4 +263,4 @@ for lane, list in pairs(heads) do
     call('ZADD', P .. 'waiting:' .. lane, rank, me)
   end
 end
-return with_orders(jobs, mine)
+return { jobs, mine }

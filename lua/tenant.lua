@@ -12,7 +12,7 @@
 --          STALE  a newer one is known; nothing changed
 -- Cost O(lanes in which the tenant has queued jobs)
 --
--- uses: base reply score pause policy wake version project bucket order index
+-- uses: base reply score pause policy affinity wake version project bucket order index
 
 local tenant, version, weight, max_running = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local key = P .. 'tenant:' .. tenant

@@ -122,6 +122,8 @@ settings! {
     decline_backoff: Duration,
     /// How long a job that no online runner could ever take waits before Rails is told.
     stuck_after: Duration,
+    /// How long it is remembered which runner ran jobs with an affinity key; zero: not at all.
+    affinity_memory: Duration,
     /// How long a job waits for the runner it likes; zero: not at all.
     affinity_wait: Duration,
     /// The order of group and project lanes.

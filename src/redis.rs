@@ -33,7 +33,9 @@ pub use client::Redis;
 pub use error::{RedisError, Refusal};
 pub use explain::{Explainer, ExplainerKeys};
 pub use keys::Keys;
-pub use partition::{Due, Expired, FannedOut, HandOver, Mail, Offer, Partition, Renewed, Report, Return, TakenJob};
+pub use partition::{
+    Due, Expired, FannedOut, HandOver, Mail, Manager, Offer, Partition, Renewed, Report, Return, TakenJob, Terms,
+};
 pub use pauses::{Over, Resumed};
 pub use policy::{LaneOrder, Policy};
 pub use presence::{Change, FLEET_TTL, Presence};

@@ -51,7 +51,7 @@ use crate::config::Config;
 use crate::grpc::{Outbox, SessionId};
 use crate::job::{JobId, Lease, LeaseId, Name, RunnerId};
 use crate::proto::{self, router_message::Kind};
-use crate::redis::{HandOver, Keys, Partition, Redis, RedisError, Runners, TakenJob};
+use crate::redis::{HandOver, Keys, Manager, Partition, Redis, RedisError, Runners, TakenJob, Terms};
 use crate::runner::{Lane, RunnerRecord};
 use crate::tags::{Capability, TagSet};
 use crate::telemetry::labels::GaveBack;
@@ -96,9 +96,10 @@ pub enum ToTake {
     BackOff(SessionId),
     /// This pod waited in these lanes of a partition, and now there is work.
     Wake(u16, Vec<Lane>),
-    /// Jobs are about to be queued, each into these lanes: answer free slots to hand them to. Every slot answered comes
-    /// back as `Queued`.
-    Queueing(u16, Vec<(JobId, Vec<Lane>)>, oneshot::Sender<Vec<Slot>>),
+    /// A job for which this lane is about to be woken likes this manager.
+    Likes(u16, Lane, Manager),
+    /// Jobs are about to be queued, answer free slots to hand them to. Every slot answered comes back as `Queued`.
+    Queueing(u16, Vec<Queueing>, oneshot::Sender<Vec<Slot>>),
     /// Slots that were answered to `Queueing`, with the jobs that were handed to them.
     Queued(u16, Vec<(Slot, Option<TakenJob>)>),
     /// These lanes of a partition have had the same work at their head for a while. Normal while no slot is free; if this pod
@@ -108,6 +109,16 @@ pub enum ToTake {
     LaneOpened(u16, Lane, Capability),
     /// Redis was away, or took the pod for dead, or all lanes go on after a pause: trust nothing known of waiting and of lanes.
     Resync,
+}
+
+/// A job that is about to be queued.
+pub struct Queueing {
+    /// The job.
+    pub job_id: JobId,
+    /// Its lanes.
+    pub lanes: Vec<Lane>,
+    /// Its affinity key.
+    pub affinity: Arc<str>,
 }
 
 /// A free slot for a job that is about to be queued.
@@ -163,6 +174,12 @@ impl Pod {
     /// The partition a lease names, if there is such a one.
     pub fn partition_of(&self, lease_id: LeaseId) -> Option<&Partition> {
         self.partitions.get(usize::from(lease_id.partition()))
+    }
+
+    /// On what terms jobs are assigned.
+    pub fn terms(&self) -> Terms {
+        let Config { accept_timeout, affinity_memory, .. } = *self.config;
+        Terms { accept_timeout, affinity_memory }
     }
 
     /// A new lease id for a job of a partition.

@@ -100,7 +100,7 @@ async fn what_is_paused_is_not_assigned_keeps_its_place_and_wakes_who_waits_when
 
         assert_eq!(resume(&world, &target).await, Resumed::Done);
         let woken = mail(&world, &mut read).await;
-        assert!(woken.contains(&Mail::Wake(lane)) || woken.contains(&Mail::Resync), "{target}: {woken:?}");
+        assert!(woken.contains(&Mail::Wake(lane, None)) || woken.contains(&Mail::Resync), "{target}: {woken:?}");
         assert_eq!(take(&world, lane, 5).await, [1, 2, 3, 4], "{target}");
         assert!(world.partition.pauses().await.expect("reads").is_empty());
         assert!(!world.snapshot().await.keys().any(|key| key.starts_with("pause")), "nothing of it is left");

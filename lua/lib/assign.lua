@@ -2,8 +2,16 @@
 
 local new_ids, new_deadlines = {}, {} -- what this call assigns, for `write_assigned`
 
--- A job goes to a slot, whose ARGV begin at `slot`: lease id, runner id, system id. It was taken in a lane of this scope. More
--- fields of its record may follow.
+-- A job is taken in a lane of this scope, and counts there from now on.
+local function count_taken(id, scope, project_id)
+  if scope == 'instance' then
+    count(project(project_id).tenant, project_id, id)
+  else
+    count_in(scope, project_id, id)
+  end
+end
+
+-- It goes to a slot, whose ARGV begin at `slot`: lease id, runner id, system id. More fields of its record may follow.
 local function assign(id, attempt, scope, project_id, slot, me, due, ...)
   local lease_id = ARGV[slot]
   local tenant = project(project_id).tenant -- who pays may have changed since it was queued
@@ -12,11 +20,6 @@ local function assign(id, attempt, scope, project_id, slot, me, due, ...)
     'holder', held_by, 'since_ms', NOW_TEXT, ...)
   new_ids[#new_ids + 1] = id
   new_deadlines[#new_deadlines + 1], new_deadlines[#new_deadlines + 2] = due, id
-  if scope == 'instance' then
-    count(tenant, project_id, id)
-  else
-    count_in(scope, project_id, id)
-  end
   emit('assigned', id, attempt, held_by)
 end
 

@@ -103,13 +103,13 @@ local function index(name, head)
 end
 
 -- Wakes one waiting pod per lane of this bucket. `woken` remembers the lanes done in this call. Answers
--- the lanes in which `me` was the best one waiting.
-local function wake_for(fp, id, me, woken, mine)
+-- the lanes in which `me` was the best one waiting. `order`: of its new job, should that like a manager.
+local function wake_for(fp, id, me, woken, mine, order)
   for _, scope in ipairs(project(id).open) do
     local lane = scope .. ':' .. fp
     if not woken[lane] and not paused('tenant:', project(id).tenant) then
       woken[lane] = true
-      if wake_one(lane, me) then mine[#mine + 1] = lane end
+      if wake_one(lane, me, order) then mine[#mine + 1] = lane end
     end
   end
 end

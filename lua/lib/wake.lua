@@ -19,15 +19,31 @@ local function mail(pod, ...)
   return NOW - seen <= SILENT_AFTER_MS
 end
 
--- Wakes the best pod that waits in a lane. `me` is not mailed: it is answered true instead.
-local function wake_one(lane, me)
+-- Whether a pod waits there, with a rank that is not worse than this score's.
+local function is_as_good(waiting, pod, score)
+  local own = call('ZSCORE', waiting, pod)
+  return own and math.floor(own) <= math.floor(score)
+end
+
+-- Wakes the best pod that waits in a lane. `me` is not mailed: it is answered true instead. With an `order`, of equals the pod
+-- of the manager that its job likes, which is named in the letter.
+local function wake_one(lane, me, order)
   if paused('lane:', lane) then return false end -- whoever ends the pause wakes
   local waiting = P .. 'waiting:' .. lane
+  local liked, manager, liked_pod -- looked up once
   for _ = 1, STEPS do
-    local best = call('ZRANGE', waiting, 0, 0)[1]
+    local first = call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
+    local best, letter = first[1], { 'type', 'wake', 'lane', lane }
     if not best then return false end
+    if order and liked == nil then
+      liked = call('GET', affinity_key(order))
+      if liked then manager, liked_pod = liked_parts(liked) end
+    end
+    if liked_pod and is_as_good(waiting, liked_pod, tonumber(first[2])) then
+      best, letter[5], letter[6] = liked_pod, 'likes', manager
+    end
     if best == me then return true end
-    local lately = mail(best, 'type', 'wake', 'lane', lane)
+    local lately = mail(best, unpack(letter))
     if lately then
       call('ZINCRBY', waiting, WOKEN, best)
       return false

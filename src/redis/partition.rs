@@ -39,6 +39,25 @@ pub struct FannedOut {
     pub handed: Vec<LeaseId>,
 }
 
+/// On what terms jobs are assigned.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// How long a runner has to accept.
+    pub accept_timeout: Duration,
+    /// How long it is remembered which manager ran jobs with an affinity key; zero: not at all.
+    pub affinity_memory: Duration,
+}
+
+/// Without affinity.
+impl From<Duration> for Terms {
+    fn from(accept_timeout: Duration) -> Self {
+        Self { accept_timeout, affinity_memory: Duration::ZERO }
+    }
+}
+
+/// One process of a runner: which runner, and its system id.
+pub type Manager = (RunnerId, Name);
+
 /// A free slot that comes along with a job that is to be queued.
 #[derive(Debug, Clone)]
 pub struct HandOver {
@@ -169,8 +188,8 @@ struct OrderHead<'a> {
 /// A letter from a script to one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mail {
-    /// The pod waited in this lane, and now there is work.
-    Wake(Lane),
+    /// The pod waited in this lane, and now there is work; for this manager above all.
+    Wake(Lane, Option<Manager>),
     /// There is a new lane.
     LaneOpened(Lane, Capability),
     /// There may be work in any lane.
@@ -225,7 +244,13 @@ impl Mail {
         let text = |name: &str| std::str::from_utf8(entry.field(name)?).ok();
         let lease = || Some(Lease { job_id: text("job")?.parse().ok()?, lease_id: text("lease")?.parse().ok()? });
         match text("type")? {
-            "wake" => Some(Self::Wake(text("lane")?.parse().ok()?)),
+            "wake" => {
+                let manager = |text: &str| {
+                    let (runner_id, system_id) = text.split_once(' ')?;
+                    Some((runner_id.parse().ok()?, system_id.parse().ok()?))
+                };
+                Some(Self::Wake(text("lane")?.parse().ok()?, text("likes").and_then(manager)))
+            }
             "lane" => {
                 let capability = serde_json::from_str(text("capability")?).ok()?;
                 Some(Self::LaneOpened(text("lane")?.parse().ok()?, capability))
@@ -261,11 +286,12 @@ impl Partition {
         &self,
         pod: &Name,
         jobs: &[(String, PendingJob)],
-        accept_timeout: Duration,
+        terms: impl Into<Terms>,
         slots: &[HandOver],
     ) -> Result<FannedOut, RedisError> {
-        let mut args = Vec::with_capacity(3 + slots.len() * 6 + jobs.len() * 10);
-        args.extend([pod.as_str().into(), ms(accept_timeout), (slots.len() as u64).into()]);
+        let mut args = Vec::with_capacity(4 + slots.len() * 6 + jobs.len() * 10);
+        let Terms { accept_timeout, affinity_memory } = terms.into();
+        args.extend([pod.as_str().into(), ms(accept_timeout), ms(affinity_memory), (slots.len() as u64).into()]);
         for HandOver { job_id, lane, rank, offer } in slots {
             args.extend([job_id.0.into(), lane.scope.to_string().into(), (*rank).into()]);
             push_offer(&mut args, offer);
@@ -287,13 +313,15 @@ impl Partition {
     pub async fn take(
         &self,
         pod: &Name,
-        accept_timeout: Duration,
+        terms: impl Into<Terms>,
         rank: i64,
         lanes: &[Lane],
         offers: &[Offer],
     ) -> Result<(Vec<TakenJob>, Vec<Lane>), RedisError> {
-        let mut args = Vec::with_capacity(4 + lanes.len() + offers.len() * 3);
-        args.extend([pod.as_str().into(), ms(accept_timeout), rank.into(), (lanes.len() as u64).into()]);
+        let mut args = Vec::with_capacity(5 + lanes.len() + offers.len() * 3);
+        let Terms { accept_timeout, affinity_memory } = terms.into();
+        args.extend([pod.as_str().into(), ms(accept_timeout), ms(affinity_memory), rank.into()]);
+        args.push((lanes.len() as u64).into());
         args.extend(lanes.iter().map(|lane| Arg::from(lane.to_string())));
         for offer in offers {
             push_offer(&mut args, offer);

@@ -10,7 +10,7 @@ macro_rules! libraries {
 
 /// The libraries in `lua/lib/`, in the order in which they build on each other.
 pub(super) const LIBRARIES: &[Library] = libraries!(
-    "base" "reply" "event" "score" "pause" "policy" "wake" "version" "project" "bucket" "order" "index" "group" "count" "job"
+    "base" "reply" "event" "score" "pause" "policy" "affinity" "wake" "version" "project" "bucket" "order" "index" "group" "count" "job"
     "assign" "look"
 );
 

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 use tracing::{debug, info};
 
-use super::{Pod, Slot, ToTake, Undone};
+use super::{Pod, Queueing, Slot, ToTake, Undone};
 use crate::contract::{self, Limits, Message};
 use crate::job::{JobId, LeaseId, PendingJob, ProjectId, Tenant};
 use crate::redis::scripts::Outcome;
@@ -221,14 +221,13 @@ impl FanOut {
         slots: &mut Vec<Slot>,
     ) -> Result<FannedOut, Undone> {
         let (pod, partition) = (&self.pod, &self.pod.partitions[usize::from(number)]);
-        let accept_timeout = pod.config.accept_timeout;
         let of_these = slots.iter().filter(|slot| jobs.iter().any(|(_, job)| job.id == slot.hand_over.job_id));
         let mut hand_overs: Vec<HandOver> = of_these.map(|slot| slot.hand_over.clone()).collect();
         loop {
             // An earlier try may have handed jobs over: only the same call again tells.
             let unsure = AtomicBool::new(false);
             let call = || async {
-                match partition.fan_out(&pod.name, jobs, accept_timeout, &hand_overs).await {
+                match partition.fan_out(&pod.name, jobs, pod.terms(), &hand_overs).await {
                     Err(error) if error.is_retryable() && !hand_overs.is_empty() => {
                         let unsure = unsure.fetch_or(error.may_have_applied(), Ordering::Relaxed);
                         if unsure || error.may_have_applied() { Err(error) } else { Ok(None) }
@@ -271,10 +270,10 @@ impl FanOut {
             Scope::of_project(&job.project).map(move |scope| Lane { scope, fingerprint }).collect()
         };
         // An id that comes twice is the first job's.
-        let mut wanted: Vec<(JobId, Vec<Lane>)> = Vec::with_capacity(jobs.len());
+        let mut wanted: Vec<Queueing> = Vec::with_capacity(jobs.len());
         for (_, job) in jobs {
-            if wanted.iter().all(|(id, _)| *id != job.id) {
-                wanted.push((job.id, lanes_of(job)));
+            if wanted.iter().all(|wanted| wanted.job_id != job.id) {
+                wanted.push(Queueing { job_id: job.id, lanes: lanes_of(job), affinity: job.affinity.clone() });
             }
         }
         let (answer, slots) = oneshot::channel();

@@ -43,8 +43,11 @@ pub async fn run(
 
 async fn deal_with(pod: &Pod, number: u16, letter: Mail, take: &mpsc::Sender<ToTake>) {
     match letter {
-        Mail::Wake(lane) => {
+        Mail::Wake(lane, likes) => {
             metrics().wakes_total.of(Wake::Received).increment(1);
+            if let Some(manager) = likes {
+                let _ = take.send(ToTake::Likes(number, lane, manager)).await;
+            }
             let _ = take.send(ToTake::Wake(number, vec![lane])).await;
         }
         Mail::LaneOpened(lane, capability) => {

@@ -11,6 +11,7 @@
 //! - A slot is offered in one call at a time; what the answer leaves over is free again.
 //! - What a runner may take is checked once more when its job is pushed.
 
+mod affinity;
 mod fleet;
 mod lanes;
 
@@ -23,15 +24,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info};
 
-use super::{BATCH, GiveBack, Opened, Pod, Slot, ToTake, Undone, wire};
+use super::{BATCH, GiveBack, Opened, Pod, Queueing, Slot, ToTake, Undone, wire};
 use crate::clock::{jitter, since_unix_ms};
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
-use crate::job::{JobId, RunnerId};
+use crate::job::RunnerId;
 use crate::proto::{self, router_message::Kind};
 use crate::redis::{Change, HandOver, Offer, TakenJob};
 use crate::runner::{Lane, RunnerRecord, Scope};
 use crate::telemetry::labels::{self, CameAlong, SessionClosed, Took};
 use crate::telemetry::metrics;
+use affinity::Affinity;
 use fleet::{ClassId, Fleet};
 use lanes::{LaneId, Lanes, Turn};
 
@@ -81,6 +83,7 @@ struct Take {
     pod: Pod,
     fleet: Fleet,
     lanes: Vec<Lanes>,
+    affinity: Affinity,
     /// Takes under way.
     asking: FuturesUnordered<BoxFuture<'static, Answer>>,
     /// Lanes of all partitions are read anew.
@@ -105,6 +108,7 @@ pub async fn run(
     let mut take = Take {
         fleet: Fleet::default(),
         lanes: pod.partitions.iter().map(|_| Lanes::default()).collect(),
+        affinity: Affinity::new(pod.config.affinity_memory),
         asking: FuturesUnordered::new(),
         loading: true,
         returns: Vec::new(),
@@ -159,8 +163,9 @@ impl Take {
                 self.fleet.back_off(session, until);
             }
             ToTake::Wake(partition, lanes) => self.wake(partition, &lanes),
+            ToTake::Likes(partition, lane, manager) => self.affinity.likes(partition, lane, manager),
             ToTake::Queueing(partition, jobs, answer) => {
-                let slots = jobs.into_iter().filter_map(|(job_id, lanes)| self.slot_for(partition, job_id, &lanes));
+                let slots = jobs.iter().filter_map(|job| self.slot_for(partition, job));
                 // Who asked waits, or the pod has stopped.
                 let _ = answer.send(slots.collect());
             }
@@ -280,15 +285,16 @@ impl Take {
     }
 
     /// A free slot that a new job may be handed to, if this pod knows of nothing else that the slot's class could take.
-    fn slot_for(&mut self, partition: u16, job_id: JobId, lanes: &[Lane]) -> Option<Slot> {
+    fn slot_for(&mut self, partition: u16, job: &Queueing) -> Option<Slot> {
         if self.loading || self.pod.draining.is_cancelled() {
             return None;
         }
         let known = &self.lanes[usize::from(partition)];
-        let found = self.fleet.slot_for(partition, &known.ids(lanes), |lane| known.is_waiting(lane))?;
+        let liked = self.affinity.manager_of(&job.affinity);
+        let found = self.fleet.slot_for(partition, &known.ids(&job.lanes), |lane| known.is_waiting(lane), liked)?;
         let (lane, rank, (session, runner_id, system_id)) = found;
         let offer = Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id };
-        Some(Slot { session, hand_over: HandOver { job_id, lane: known.get(lane).0, rank, offer } })
+        Some(Slot { session, hand_over: HandOver { job_id: job.job_id, lane: known.get(lane).0, rank, offer } })
     }
 
     /// What became of the slots that were found for new jobs.
@@ -319,10 +325,12 @@ impl Take {
     fn next_ask(&mut self, partition: u16) -> Option<Asked> {
         let known = &mut self.lanes[usize::from(partition)];
         let may_have_work = |id, rank| known.may_have_work(id, rank);
-        let (class, ids) = self.fleet.class_to_ask(partition, known.woken(), may_have_work, LANES_MAX)?;
+        let liked = self.affinity.liked(partition);
+        let (class, ids) = self.fleet.class_to_ask(partition, known.woken(), may_have_work, LANES_MAX, liked)?;
         let most = if ids.iter().any(|id| known.is_deep(*id)) { OFFERS_MAX } else { OFFERS_FIRST };
         let (turn, lanes) = known.asked(&ids);
-        let offers = self.fleet.offer(class, partition, most);
+        let liked = self.affinity.asked(partition, &lanes);
+        let offers = self.fleet.offer(class, partition, most, &liked);
         let offers = offers.into_iter().map(|(session, runner_id, system_id)| {
             (Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id }, session)
         });
@@ -335,8 +343,7 @@ impl Take {
         self.asking.push(Box::pin(async move {
             let partition = &pod.partitions[usize::from(asked.partition)];
             let offers: Vec<Offer> = asked.offers.iter().map(|(offer, _)| offer.clone()).collect();
-            let accept_timeout = pod.config.accept_timeout;
-            let call = || partition.take(&pod.name, accept_timeout, asked.rank, &asked.lanes, &offers);
+            let call = || partition.take(&pod.name, pod.terms(), asked.rank, &asked.lanes, &offers);
             let answer = pod.until_done("take", call).await;
             if matches!(answer, Err(Undone::Failed(_))) {
                 tokio::time::sleep(AFTER_FAILURE).await; // a bug; not to be met in a tight loop
@@ -365,6 +372,7 @@ impl Take {
         known.answered(turn, &lanes, waits);
         known.wake(&known.ids(&again));
         let mut unused: Vec<SessionId> = Vec::with_capacity(offers.len() - jobs.len());
+        // In the order of the offers.
         let mut jobs = jobs.into_iter().peekable();
         for (offer, session) in offers {
             match jobs.next_if(|job| job.lease.lease_id == offer.lease_id) {
@@ -402,7 +410,9 @@ impl Take {
             debug!(job_id = %lease.job_id, session = %session, "job not sent");
             return;
         }
-        self.fleet.assigned(session);
+        if let Some(manager) = self.fleet.assigned(session) {
+            self.affinity.remember(job.affinity, manager);
+        }
         metrics().jobs_assigned_total.increment(1);
         if job.attempt == 1 {
             metrics().publish_to_push_seconds.record(since_unix_ms(job.published_at_ms));

@@ -1,6 +1,7 @@
 //! The sessions of this pod by class, and their free slots.
 
 mod class;
+mod member;
 mod presence;
 
 use std::collections::{BTreeSet, HashMap};
@@ -10,10 +11,12 @@ use tokio::time::Instant;
 use super::lanes::{LaneId, Lanes};
 use crate::grpc::{Outbox, SessionId, Slots};
 use crate::job::{Name, RunnerId};
+use crate::redis::Manager;
 use crate::runner::{RunnerClass, RunnerRecord, Scope};
 use crate::stages::Opened;
-use crate::tags::{Capability, TagSet};
-use class::{Class, matched};
+use crate::tags::Capability;
+use class::{Class, first_of_equals, matched};
+use member::Member;
 
 /// A class's number, never used again: a take that is under way may outlive the class it was sent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,7 +26,7 @@ pub(super) struct ClassId(u64);
 #[derive(Default)]
 pub(super) struct Fleet {
     sessions: HashMap<SessionId, Member>,
-    managers: HashMap<(RunnerId, Name), SessionId>,
+    managers: HashMap<Manager, SessionId>,
     class_ids: HashMap<RunnerClass, ClassId>,
     /// Those with members, or with a take under way. What runners call their features makes classes: they must not add up.
     classes: HashMap<ClassId, Class>,
@@ -40,37 +43,6 @@ pub(super) struct Fleet {
 
 /// A free slot: its session, its runner and which manager of it.
 pub(super) type Offered = (SessionId, RunnerId, Name);
-
-struct Member {
-    class: ClassId,
-    record: RunnerRecord,
-    system_id: Name,
-    features: TagSet,
-    outbox: Outbox,
-    /// Free slots as the runner said last.
-    said_free: u32,
-    /// Assignments sent; and those of them that the runner had seen when it counted.
-    sent: u64,
-    seen: u64,
-    /// Slots offered in takes that are under way.
-    offered: u32,
-    back_off: Option<Instant>,
-    /// Free slots as they stand in its class's `free`.
-    ranked: u32,
-}
-
-// === impl Member ===
-
-impl Member {
-    fn free(&self) -> u32 {
-        let on_their_way = self.sent.saturating_sub(self.seen);
-        self.said_free.saturating_sub(u32::try_from(on_their_way).unwrap_or(u32::MAX)).saturating_sub(self.offered)
-    }
-
-    fn offerable(&self) -> u32 {
-        if self.back_off.is_some() { 0 } else { self.free() }
-    }
-}
 
 // === impl Fleet ===
 
@@ -224,18 +196,19 @@ impl Fleet {
     }
 
     /// A class with a free slot and lanes to ask for it, at most `max` of them: `woken` ones, then those that were asked
-    /// longest ago.
-    pub(super) fn class_to_ask(
+    /// longest ago. Of equals the class of a `liked` manager.
+    pub(super) fn class_to_ask<'a>(
         &mut self,
         partition: u16,
         woken: &[LaneId],
         may_have_work: impl Fn(LaneId, i64) -> bool,
         max: usize,
+        liked: impl Iterator<Item = &'a Manager>,
     ) -> Option<(ClassId, Vec<LaneId>)> {
         let number = usize::from(partition);
         // Highest runner priority first: lower classes get what is left over, when what was asked for higher ones is known.
         let mut asking: Vec<&Class> = Vec::new();
-        let (id, next, lanes) = self.order.iter().find_map(|id| {
+        let can = self.order.iter().filter_map(|id| {
             let class = self.class(*id);
             if class.asking[number] > 0 {
                 asking.push(class);
@@ -258,30 +231,39 @@ impl Fleet {
                     next = (before.len() + at + 1) % matched.len();
                 }
             }
-            (!found.is_empty()).then_some((*id, next, found))
-        })?;
+            (!found.is_empty()).then_some((*id, rank, (next, found)))
+        });
+        let liked: Vec<ClassId> = liked.filter_map(|manager| self.free_class_of(manager)).collect();
+        let (id, _, (next, lanes)) = first_of_equals(can, &liked)?;
         self.class_mut(id).next[number] = next;
         Some((id, lanes))
     }
 
-    /// Offers up to `max` free slots of a class, those of the session with the most free ones first.
-    pub(super) fn offer(&mut self, class: ClassId, partition: u16, max: usize) -> Vec<Offered> {
+    /// Offers up to `max` free slots of a class, those of `liked` managers first, then those of the session with the most free
+    /// ones.
+    pub(super) fn offer(&mut self, class: ClassId, partition: u16, max: usize, liked: &[Manager]) -> Vec<Offered> {
         self.class_mut(class).asking[usize::from(partition)] += 1;
-        // One slot of the freest session at a time, so that a batch spreads as single jobs would.
-        (0..max).map_while(|_| self.offer_one(class)).collect()
+        let mut offers: Vec<Offered> =
+            liked.iter().filter_map(|manager| self.offer_liked(class, manager)).take(max).collect();
+        while let Some(offer) = (offers.len() < max).then(|| self.offer_one(class)).flatten() {
+            // One slot of the freest session at a time, so that a batch spreads as single jobs would.
+            offers.push(offer);
+        }
+        offers
     }
 
     /// Offers a free slot that suits one of these lanes, of the class that comes first among those that `wait` in all their
-    /// lanes and do not ask.
+    /// lanes and do not ask; of equals that of the `liked` manager.
     pub(super) fn slot_for(
         &mut self,
         partition: u16,
         lanes: &[LaneId],
         waits: impl Fn(LaneId) -> bool,
+        liked: Option<&Manager>,
     ) -> Option<(LaneId, i64, Offered)> {
         let number = usize::from(partition);
         let mut asking = None; // the highest rank of a class that asks for one of these lanes
-        let (class, lane) = self.order.iter().find_map(|id| {
+        let can = self.order.iter().filter_map(|id| {
             let class = self.class(*id);
             let matched = &class.lanes[number];
             let lane = lanes.iter().find(|lane| matched.contains(lane))?;
@@ -291,18 +273,37 @@ impl Fleet {
             }
             let is_next = asking.is_none_or(|rank| rank >= class.rank());
             let has_room = !class.free.is_empty() && matched.iter().all(|lane| waits(*lane));
-            (is_next && has_room).then_some((*id, *lane))
-        })?;
-        Some((lane, self.rank_of(class), self.offer_one(class)?))
+            (is_next && has_room).then_some((*id, class.rank(), *lane))
+        });
+        let liked_class = liked.and_then(|manager| self.free_class_of(manager));
+        let (class, rank, lane) = first_of_equals(can, liked_class.as_slice())?;
+        let offered = liked.and_then(|manager| self.offer_liked(class, manager)).or_else(|| self.offer_one(class))?;
+        Some((lane, rank, offered))
+    }
+
+    /// The class of a manager that has a free slot to offer.
+    fn free_class_of(&self, manager: &Manager) -> Option<ClassId> {
+        let member = self.sessions.get(self.managers.get(manager)?)?;
+        (member.ranked > 0).then_some(member.class)
+    }
+
+    fn offer_liked(&mut self, class: ClassId, manager: &Manager) -> Option<Offered> {
+        let is_free = self.free_class_of(manager) == Some(class);
+        let session = self.managers.get(manager).copied().filter(|_| is_free)?;
+        Some(self.offer_of(session))
     }
 
     fn offer_one(&mut self, class: ClassId) -> Option<Offered> {
         let (_, session) = self.class(class).free.last().copied()?;
+        Some(self.offer_of(session))
+    }
+
+    fn offer_of(&mut self, session: SessionId) -> Offered {
         let member = self.sessions.get_mut(&session).expect("members are sessions");
         member.offered += 1;
         let offered = (session, member.record.runner_id(), member.system_id.clone());
         self.rank(session);
-        Some(offered)
+        offered
     }
 
     /// A take is answered; these slots were not used.
@@ -323,12 +324,13 @@ impl Fleet {
     }
 
     /// An offered slot was used: an assignment is on its way.
-    pub(super) fn assigned(&mut self, session: SessionId) {
-        if let Some(member) = self.sessions.get_mut(&session) {
-            member.offered = member.offered.saturating_sub(1);
-            member.sent += 1;
-        }
+    pub(super) fn assigned(&mut self, session: SessionId) -> Option<Manager> {
+        let member = self.sessions.get_mut(&session)?;
+        member.offered = member.offered.saturating_sub(1);
+        member.sent += 1;
+        let manager = (member.record.runner_id(), member.system_id.clone());
         self.rank(session);
+        Some(manager)
     }
 
     /// Whether a class could answer a wake of this lane now or when a take under way is answered.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{LaneId, Lanes};
+use super::{ClassId, LaneId, Lanes};
 use crate::grpc::SessionId;
 use crate::runner::RunnerClass;
 
@@ -27,6 +27,19 @@ impl Class {
     pub(super) fn rank(&self) -> i64 {
         -i64::from(self.class.priority)
     }
+}
+
+/// The first of these classes, which come with their ranks; of those of its rank rather a `liked` one.
+pub(super) fn first_of_equals<T>(
+    mut classes: impl Iterator<Item = (ClassId, i64, T)>,
+    liked: &[ClassId],
+) -> Option<(ClassId, i64, T)> {
+    let first = classes.next()?;
+    if liked.is_empty() || liked.contains(&first.0) {
+        return Some(first);
+    }
+    let of_liked = classes.take_while(|class| class.1 == first.1).find(|class| liked.contains(&class.0));
+    Some(of_liked.unwrap_or(first))
 }
 
 /// Per partition, the lanes that a class matches.

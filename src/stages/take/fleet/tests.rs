@@ -1,4 +1,7 @@
+use std::iter;
+
 use super::*;
+use crate::tags::TagSet;
 
 fn opened(session: SessionId, features: &str, slots: u32) -> Opened {
     let record = serde_json::json!({"id": 1, "token_sha256": "00", "type": "instance", "run_untagged": true});
@@ -60,7 +63,7 @@ fn a_class_goes_with_its_last_session_and_the_last_take_sent_for_it() {
     let (session, same) = (SessionId::next(), SessionId::next());
     fleet.open(opened(session, "a", 1), &lanes);
     let class = fleet.sessions[&session].class;
-    assert_eq!(fleet.offer(class, 0, 8).len(), 1);
+    assert_eq!(fleet.offer(class, 0, 8, &[]).len(), 1);
     fleet.close(session);
     fleet.open(opened(same, "a", 1), &lanes);
     assert_eq!(fleet.sessions[&same].class, class, "a take is under way for it");
@@ -80,7 +83,7 @@ fn a_record_that_changes_moves_its_sessions_to_another_class_and_the_empty_one_g
         fleet.change(record.runner_id(), Some(&record), &lanes);
         fleet.change(record.runner_id(), Some(&record), &lanes);
         assert_eq!((fleet.classes.len(), fleet.order.len(), fleet.free()), (1, 1, 2));
-        assert_eq!(fleet.offer(fleet.sessions[&session].class, 0, 8).len(), 2);
+        assert_eq!(fleet.offer(fleet.sessions[&session].class, 0, 8, &[]).len(), 2);
         fleet.take_back(fleet.sessions[&session].class, 0, [session; 2].into_iter());
     }
 }
@@ -95,14 +98,14 @@ fn a_slot_for_a_new_job_is_of_a_class_that_has_nothing_else_to_take() {
     let (lanes, mut fleet) = (vec![lanes], Fleet::default());
     let session = SessionId::next();
     fleet.open(opened(session, "a", 2), &lanes);
-    assert!(fleet.slot_for(0, &[id], |_| false).is_none(), "the lane may have work");
-    assert!(fleet.slot_for(0, &[other], |_| true).is_none(), "it does not match");
-    let found = fleet.slot_for(0, &[other, id], |_| true).map(|(lane, _, (session, ..))| (lane, session));
+    assert!(fleet.slot_for(0, &[id], |_| false, None).is_none(), "the lane may have work");
+    assert!(fleet.slot_for(0, &[other], |_| true, None).is_none(), "it does not match");
+    let found = fleet.slot_for(0, &[other, id], |_| true, None).map(|(lane, _, (session, ..))| (lane, session));
     assert_eq!((found, fleet.free()), (Some((id, session)), 1));
     fleet.release(session);
     let class = fleet.sessions[&session].class;
-    assert_eq!(fleet.offer(class, 0, 1).len(), 1);
-    assert!(fleet.slot_for(0, &[id], |_| true).is_none(), "a take is under way");
+    assert_eq!(fleet.offer(class, 0, 1, &[]).len(), 1);
+    assert!(fleet.slot_for(0, &[id], |_| true, None).is_none(), "a take is under way");
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn of_more_lanes_than_one_take_asks_each_has_its_turn() {
     let (lanes, mut fleet) = (vec![lanes], Fleet::default());
     fleet.open(one, &lanes);
     let mut ask = |woken: &[LaneId], has_work: &dyn Fn(LaneId) -> bool| {
-        fleet.class_to_ask(0, woken, |lane, _| has_work(lane), 32).expect("lanes").1
+        fleet.class_to_ask(0, woken, |lane, _| has_work(lane), 32, iter::empty()).expect("lanes").1
     };
     let (first, second) = (ask(&[], &|_| true), ask(&[], &|_| true));
     assert_eq!((first.len(), second.len()), (32, 32));
@@ -148,14 +151,14 @@ fn a_lower_class_gets_no_slot_asked_for_while_a_higher_one_asks_for_the_same_lan
     better.record.priority = 1;
     fleet.open(better, &lanes);
     let class_of = |fleet: &Fleet, session| fleet.sessions[&session].class;
-    assert_eq!(fleet.class_to_ask(0, &[], |_, _| true, 8), Some((class_of(&fleet, high), vec![id])));
+    assert_eq!(fleet.class_to_ask(0, &[], |_, _| true, 8, iter::empty()), Some((class_of(&fleet, high), vec![id])));
     let high_class = class_of(&fleet, high);
-    assert_eq!(fleet.offer(high_class, 0, 1).len(), 1);
-    assert_eq!(fleet.class_to_ask(0, &[], |_, _| true, 8), None, "its take may use the lane up");
-    assert!(fleet.slot_for(0, &[id], |_| true).is_none());
+    assert_eq!(fleet.offer(high_class, 0, 1, &[]).len(), 1);
+    assert_eq!(fleet.class_to_ask(0, &[], |_, _| true, 8, iter::empty()), None, "its take may use the lane up");
+    assert!(fleet.slot_for(0, &[id], |_| true, None).is_none());
     fleet.take_back(high_class, 0, std::iter::empty());
     // One slot of the higher class is in use, the other goes first; then the lower one's.
-    let slots: Vec<_> = (0..3).map(|_| fleet.slot_for(0, &[id], |_| true).map(|(_, rank, ..)| rank)).collect();
+    let slots: Vec<_> = (0..3).map(|_| fleet.slot_for(0, &[id], |_| true, None).map(|(_, rank, ..)| rank)).collect();
     assert_eq!(slots, [Some(-1), Some(0), None]);
 }
 
@@ -176,13 +179,41 @@ fn what_is_told_of_a_fleet_is_what_has_changed_and_a_manager_that_is_back_has_no
     fleet.back_off(newer, Instant::now());
     assert_eq!(told(&mut fleet), [Some((3, true))]);
     let class = fleet.order[0];
-    let offered = fleet.offer(class, 0, 1).len();
+    let offered = fleet.offer(class, 0, 1, &[]).len();
     assert_eq!(offered, 0, "it is left alone");
     fleet.end_back_offs(Instant::now());
-    fleet.offer(class, 0, 1);
+    fleet.offer(class, 0, 1, &[]);
     assert_eq!(told(&mut fleet), [Some((3, false))], "a slot that is offered is not taken yet");
     fleet.assigned(newer);
     assert_eq!(told(&mut fleet), [Some((2, false))]);
     fleet.close(newer);
     assert_eq!(told(&mut fleet), [None]);
+}
+
+#[test]
+fn of_equals_the_slot_of_the_manager_that_a_job_likes_is_offered_first() {
+    let capability = Capability::default();
+    let mut lanes = Lanes::default();
+    let id =
+        lanes.insert(crate::runner::Lane { scope: Scope::Instance, fingerprint: capability.fingerprint() }, capability);
+    let (lanes, mut fleet) = (vec![lanes], Fleet::default());
+    let manager = |system_id: &str| (RunnerId(1), Name::new(system_id).expect("a name"));
+    for (features, slots, priority) in [("best", 1, 1), ("free", 9, 0), ("liked", 2, 0), ("worse", 1, -1)] {
+        let mut one = opened(SessionId::next(), features, slots);
+        one.record.priority = priority;
+        fleet.open(one, &lanes);
+    }
+    let slot = |fleet: &mut Fleet, liked: &str| {
+        let found = fleet.slot_for(0, &[id], |_| true, Some(&manager(liked)));
+        found.map(|(_, _, (_, _, system_id))| system_id.to_string())
+    };
+    assert_eq!(slot(&mut fleet, "s_liked").as_deref(), Some("s_best"), "priority goes first");
+    assert_eq!(slot(&mut fleet, "s_liked").as_deref(), Some("s_liked"));
+    assert_eq!(slot(&mut fleet, "s_worse").as_deref(), Some("s_free"));
+    assert_eq!(slot(&mut fleet, "s_gone").as_deref(), Some("s_free"));
+    let liked = [manager("s_liked")];
+    let class = fleet.class_to_ask(0, &[], |_, _| true, 8, liked.iter()).expect("one").0;
+    assert_eq!(fleet.offer(class, 0, 1, &liked).len(), 1);
+    assert_eq!(slot(&mut fleet, "s_liked").as_deref(), Some("s_free"), "its two slots are offered");
+    fleet.take_back(class, 0, iter::empty());
 }
