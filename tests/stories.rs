@@ -9,17 +9,8 @@ use job_router::proto::router_message::Kind as Down;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
-use support::pods::{Gate, Installation, LIMIT, Noting, token};
+use support::pods::{Gate, Installation, LIMIT, Noting, entry, pending, token};
 use support::raw::{self, Raw};
-
-fn entry(kind: &str, data: &Value) -> Vec<(String, Vec<u8>)> {
-    let fields = [("v", "1".to_owned()), ("type", kind.to_owned()), ("data", data.to_string())];
-    fields.map(|(name, value)| (name.to_owned(), value.into_bytes())).into()
-}
-
-fn pending(id: u64) -> Value {
-    json!({"id": id, "project_id": 1, "namespace_ids": [1], "payload": {"steps": []}})
-}
 
 fn sorted(mut ids: Vec<u64>) -> Vec<u64> {
     ids.sort_unstable();
@@ -241,25 +232,6 @@ async fn ten_thousand_malformed_entries_stop_none_of_a_thousand_good_jobs() {
     assert_eq!((counts["message.rejected"], counts["job.finished"], counts["job.queued"]), (10_000, 1_000, 1_000));
     assert_eq!(counts.len(), 5, "{counts:?}");
     runner.stop().await;
-    pod.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_one_tenant_is_read_past_and_all_of_it_is_queued_in_order() {
-    const FLOOD: u64 = 4_000;
-    let installation = Installation::new().await;
-    installation.publish_all((1..=FLOOD).map(|id| entry("job.pending", &pending(id)))).await;
-    let quiet = json!({"id": FLOOD + 1, "project_id": 9, "namespace_ids": [9], "payload": {}});
-    installation.publish_all([entry("job.pending", &quiet)]).await;
-    let pod = installation.pod("a").await;
-    installation.until_inbox_empty().await;
-    let queued: Vec<u64> = installation.events().await.iter().filter_map(|event| Some(event.id?.0)).collect();
-    assert_eq!(queued.len() as u64, FLOOD + 1, "each once");
-    let place = queued.iter().position(|id| *id == FLOOD + 1).expect("it is queued");
-    assert!(place < queued.len() / 2, "it came after {place} of the flood");
-    let flood: Vec<u64> = queued.into_iter().filter(|id| *id <= FLOOD).collect();
-    let late = flood.iter().zip(1..).filter(|(id, place)| **id + 64 < *place).count();
-    assert_eq!(late, 0, "no job is passed by more than what is on its way at once");
     pod.end().await;
 }
 

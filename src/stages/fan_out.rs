@@ -29,7 +29,7 @@ use crate::redis::{Entry, FannedOut, HandOver, Reader, Report, TakenJob};
 use crate::runner::{Lane, Scope};
 use crate::telemetry::labels::InboxType;
 use crate::telemetry::metrics;
-use backlog::{Backlog, Next, Parsed};
+use backlog::{Backlog, Batch, Left, Mark, Parsed};
 pub use inbox::leave;
 
 /// The most entries that are applied together, and jobs that one call queues: all else that Redis does waits behind it, a
@@ -39,6 +39,8 @@ const BATCH: usize = 32;
 const BATCHES_MAX: usize = 2;
 /// The most jobs of a call that may be handed over to free slots at once.
 const HANDED_MAX: usize = 8;
+/// How many reads of what was left out at first are on their way at once.
+const READS_MAX: usize = 4;
 /// How long until an entry is tried again that could neither be applied nor be told of.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -62,6 +64,13 @@ struct FanOut {
 /// Jobs of a batch on their way to one partition.
 type Pending = Vec<(String, PendingJob)>;
 
+/// A batch that was applied.
+struct Applied {
+    mark: Mark,
+    ids: Vec<String>,
+    not_done: Result<Kept, Undone>,
+}
+
 /// Entries that are neither applied nor told to Rails as rejected: they stay pending, and are claimed and tried again.
 type Kept = Vec<String>;
 
@@ -71,15 +80,22 @@ impl FanOut {
     async fn apply_all(&self, mut entries: mpsc::Receiver<Vec<Entry>>) {
         let mut backlog = Backlog::default();
         let mut applying = FuturesUnordered::new();
+        let mut acknowledging = FuturesUnordered::new();
+        let mut reading_again = FuturesUnordered::new();
         let mut kept = FuturesUnordered::new();
         let mut reads = true;
         // Few jobs may go to free slots, for which they wait: others would pass them.
         let mut is_few = false;
-        while reads || backlog.len() > 0 || !applying.is_empty() {
-            while backlog.len() > 0 && (applying.is_empty() || applying.len() < BATCHES_MAX && !is_few) {
-                let batch = backlog.next(BATCH);
-                is_few = batch.len() <= HANDED_MAX;
+        while reads || backlog.len() > 0 || !applying.is_empty() || !acknowledging.is_empty() {
+            while applying.is_empty() || applying.len() < BATCHES_MAX && !is_few {
+                let Some(batch) = backlog.next(BATCH) else { break };
+                is_few = batch.entries.len() <= HANDED_MAX;
                 applying.push(self.apply(batch));
+            }
+            while reading_again.len() < READS_MAX
+                && let Some(left) = backlog.left()
+            {
+                reading_again.push(self.read_again(left));
             }
             metrics().inbox_backlog.set(backlog.len() as f64);
             tokio::select! {
@@ -87,18 +103,31 @@ impl FanOut {
                     Some(entries) => self.sort(entries, &mut backlog),
                     None => reads = false,
                 },
-                Some((ids, applied)) = applying.next() => {
-                    backlog.done(&ids);
-                    let not_done = match applied {
+                Some(applied) = applying.next() => {
+                    let Applied { mark, mut ids, not_done } = applied;
+                    backlog.applied(&mark);
+                    let not_done = match not_done {
                         Ok(not_done) => not_done,
-                        Err(Undone::Failed(_)) => ids,
+                        Err(Undone::Failed(_)) => ids.clone(),
                         Err(Undone::Stopped) => return,
                     };
-                    kept.extend(not_done.into_iter().map(async |id| {
-                        sleep(TRY_AGAIN_AFTER).await;
-                        id
-                    }));
+                    ids.retain(|id| !not_done.contains(id));
+                    acknowledging.push(self.acknowledge(ids));
+                    backlog.done(&not_done);
+                    kept.extend(not_done.into_iter().map(try_again));
                 }
+                Some(ids) = acknowledging.next() => match ids {
+                    Ok(ids) => backlog.done(&ids),
+                    Err(_) => return, // it has stopped
+                },
+                Some((left, again)) = reading_again.next() => match again {
+                    Ok(entries) => backlog.add_left(&left, entries),
+                    Err(Undone::Failed(_)) => {
+                        backlog.add_left(&left, Vec::new());
+                        kept.extend(left.ids.into_iter().map(try_again));
+                    }
+                    Err(Undone::Stopped) => return,
+                },
                 Some(id) = kept.next() => backlog.add_again(&id),
             }
         }
@@ -106,24 +135,31 @@ impl FanOut {
 
     fn sort(&self, entries: Vec<Entry>, backlog: &mut Backlog) {
         for entry in entries {
-            let bytes = entry.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
-            backlog.add(&entry.id, contract::parse(&entry.fields, &self.limits), bytes);
+            let (id, parsed, bytes) = self.parse(entry);
+            backlog.add(&id, parsed, bytes);
         }
     }
 
-    /// Applies entries. Answers their ids, and of them those that stay pending.
-    async fn apply(&self, nexts: Vec<Next>) -> (Vec<String>, Result<Kept, Undone>) {
-        let ids: Vec<String> = nexts.iter().map(|next| next.id().to_owned()).collect();
-        let applied = self.apply_in_order(&ids, nexts).await;
-        (ids, applied)
+    /// An entry's id, what it says, and its bytes.
+    fn parse(&self, entry: Entry) -> (String, Parsed, usize) {
+        let bytes = entry.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let parsed = contract::parse(&entry.fields, &self.limits);
+        (entry.id, parsed, bytes)
     }
 
-    /// Applies entries in their order within each partition, then acknowledges them.
-    async fn apply_in_order(&self, ids: &[String], nexts: Vec<Next>) -> Result<Kept, Undone> {
+    async fn apply(&self, batch: Batch) -> Applied {
+        let Batch { entries, mark } = batch;
+        let ids = entries.iter().map(|(id, _)| id.clone()).collect();
+        let not_done = self.apply_in_order(entries).await;
+        Applied { mark, ids, not_done }
+    }
+
+    /// Applies entries in their order within each partition. Answers those that stay pending.
+    async fn apply_in_order(&self, entries: Vec<(String, Parsed)>) -> Result<Kept, Undone> {
         let mut pending: Vec<Pending> = vec![Vec::new(); self.pod.partitions.len()];
         let mut rejected = Vec::new();
         let mut kept = Kept::new();
-        for (id, parsed) in self.whole(nexts).await? {
+        for (id, parsed) in entries {
             match parsed {
                 Ok(Message::JobPending(job)) => {
                     metrics().inbox_messages_total.of(InboxType::JobPending).increment(1);
@@ -143,23 +179,20 @@ impl FanOut {
         }
         kept.extend(self.queue_all(&mut pending).await?);
         kept.extend(self.reject_all(&rejected).await?);
-        let done: Vec<String> = ids.iter().filter(|id| !kept.contains(id)).cloned().collect();
-        left_out(inbox::acknowledge(&self.pod, &done).await)?;
         Ok(kept)
     }
 
-    /// The entries in their order; those are read again that were not kept, and left out if they are gone.
-    async fn whole(&self, nexts: Vec<Next>) -> Result<Vec<(String, Parsed)>, Undone> {
-        let left: Vec<String> = nexts.iter().filter(|next| next.is_left()).map(|next| next.id().to_owned()).collect();
-        let mut again = inbox::fetch(&self.pod, &left).await?.into_iter().peekable();
-        let whole = nexts.into_iter().filter_map(|next| match next {
-            Next::Kept(id, parsed) => Some((id, parsed)),
-            Next::Left(id) => {
-                let entry = again.next_if(|entry| entry.id == id)?;
-                Some((id, contract::parse(&entry.fields, &self.limits)))
-            }
-        });
-        Ok(whole.collect())
+    /// These entries are done with. Answers their ids.
+    async fn acknowledge(&self, ids: Vec<String>) -> Result<Vec<String>, Undone> {
+        left_out(inbox::acknowledge(&self.pod, &ids).await)?;
+        Ok(ids)
+    }
+
+    /// Reads entries again; those that are gone are left out.
+    async fn read_again(&self, left: Left) -> (Left, Result<Vec<(String, Parsed, usize)>, Undone>) {
+        let entries = inbox::fetch(&self.pod, &left.ids).await;
+        let again = entries.map(|entries| entries.into_iter().map(|entry| self.parse(entry)).collect());
+        (left, again)
     }
 
     async fn queue_all(&self, pending: &mut [Pending]) -> Result<Kept, Undone> {
@@ -352,6 +385,12 @@ impl FanOut {
         let number = self.pod.keys.partition_of(tenant);
         (number, &self.pod.partitions[usize::from(number)])
     }
+}
+
+/// The id of an entry that is neither applied nor told of, once it is to be tried again.
+async fn try_again(id: String) -> String {
+    sleep(TRY_AGAIN_AFTER).await;
+    id
 }
 
 /// What failed for good is in the log; what comes after it goes on.

@@ -286,6 +286,17 @@ pub fn token(id: u64) -> String {
     format!("token-{id}")
 }
 
+/// A message as the fields of an inbox entry.
+pub fn entry(kind: &str, data: &Value) -> Vec<(String, Vec<u8>)> {
+    let fields = [("v", "1".to_owned()), ("type", kind.to_owned()), ("data", data.to_string())];
+    fields.map(|(name, value)| (name.to_owned(), value.into_bytes())).into()
+}
+
+/// A job of the first tenant.
+pub fn pending(id: u64) -> Value {
+    json!({"id": id, "project_id": 1, "namespace_ids": [1], "payload": {"steps": []}})
+}
+
 /// Runs nothing, for `duration`, and notes which jobs it was given.
 #[derive(Clone, Default)]
 pub struct Noting {
