@@ -5,7 +5,7 @@ use stateright::{Model, Property};
 
 use super::promises;
 use super::record::{Answer, Call, Lease, Outcome, Record};
-use super::rules::{AfterFailover, Bounds, Compare, LEASE, Rules};
+use super::rules::{AfterFailover, Bounds, LEASE, Rules};
 use super::runner::{Held, Stage};
 use super::world::{Action, Pod, Rails, Said, Watched, World};
 
@@ -228,39 +228,6 @@ impl Protocol {
             }
         }
     }
-
-    /// Without a failover to come, what names a lease that is not the job's any more does nothing: the same state as without it.
-    fn forget_what_has_no_effect(&self, world: &mut World) {
-        let Rules { compare, accept_gate, ended_kept, finish_idempotent, start_looks_at_state, .. } = self.rules;
-        let refused = compare == Compare::Unique && ended_kept && finish_idempotent && start_looks_at_state;
-        if world.failovers > 0 || !refused || !accept_gate {
-            return;
-        }
-        let holder = world.redis.holder();
-        for id in 1..=world.leases {
-            let runner = world.runner_of(id);
-            let at_runner = runner.held.is_some_and(|held| held.lease.id == id);
-            let is_holder = holder.is_some_and(|lease| lease.id == id);
-            let said = world.said_mut(id);
-            if !is_holder {
-                (said.accepted, said.hello, said.finished) = (false, false, false);
-            }
-            if !at_runner && !said.assign {
-                (said.start, said.welcome) = (false, false);
-            }
-        }
-        // A beat that was passed does not come back; one that a failover has set back may be reached again.
-        let beat_now = world.redis.beat;
-        let may_be_so = |lease, beat: Option<u8>| holder == Some(lease) && (beat.is_none() || beat >= beat_now);
-        for pod in &mut world.pods {
-            let read = pod.read.map(|(lease, beat, _)| (lease, beat)); // is yet to be compared
-            let matters = |seen: &Watched| may_be_so(seen.lease, seen.beat) || read == Some((seen.lease, seen.beat));
-            pod.watched = pod.watched.filter(matters);
-            if self.rules.expire_looks_at_beat {
-                pod.expiring = pod.expiring.filter(|(lease, beat)| may_be_so(*lease, *beat));
-            }
-        }
-    }
 }
 
 /// Whether a beat that lists this job extends what the runner believes: when the lease was renewed, and while its start is on its
@@ -294,7 +261,6 @@ impl Model for Protocol {
     fn next_state(&self, world: &World, action: Action) -> Option<World> {
         let mut next = *world;
         self.apply(&mut next, action);
-        self.forget_what_has_no_effect(&mut next);
         next.pods[..usize::from(self.bounds.pods)].sort_unstable(); // which pod knows it makes no difference
         (next != *world).then_some(next)
     }

@@ -15,6 +15,9 @@ use crate::support::{World, instance_lane, job, name, offers};
 const LONG: Duration = Duration::from_secs(3600);
 const POD: &str = "pod";
 
+/// A lease that the job never had.
+const STRANGER: Lease = Lease { id: 0, attempt: 1 };
+
 /// A real Redis, in which one job after the other lives.
 pub struct Replay {
     world: World,
@@ -232,7 +235,7 @@ pub fn states(bounds: &Bounds) -> Vec<(Vec<Call>, Record)> {
     known
 }
 
-/// The calls there are after these: of every lease that was offered, and of one that was not.
+/// The calls there are after these: of every lease that the job had, and of one that it never had.
 pub fn calls(bounds: &Bounds, way: &[Call]) -> Vec<Call> {
     let mut record = Record::default();
     let mut leases = Vec::new();
@@ -245,6 +248,7 @@ pub fn calls(bounds: &Bounds, way: &[Call]) -> Vec<Call> {
     }
     let mut calls = vec![Call::Publish, Call::FinishByRails, Call::Cancel, Call::PodGone];
     let offered = leases.len() as u8;
+    leases.push(STRANGER);
     calls.extend((1..=bounds.leases.min(offered + 1)).map(Call::Take));
     for lease in leases {
         calls.extend([Call::Start(lease), Call::Renew(lease), Call::GiveBack(lease), Call::Finish(lease)]);
