@@ -81,6 +81,11 @@ fn with_failover() -> Bounds {
     Bounds::with_failovers(1)
 }
 
+/// Where new sessions and failed deliveries would only make it longer.
+fn short() -> Bounds {
+    Bounds { give_back: false, reconnect: false, ..Bounds::small() }
+}
+
 /// Where new sessions would only make it longer.
 fn without_sessions() -> Bounds {
     Bounds { reconnect: false, ..with_failover() }
@@ -103,22 +108,22 @@ fn rung_2_a_counter_is_no_fence_across_a_failover() {
 
 #[test]
 fn rung_3_unique_leases_keep_strangers_from_finishing() {
-    rung("rung 3", Rules::of_rung(3), with_failover(), &P1_TO_P4, &[ONE_RUNNER, CANCEL_WINS, ONE_END]);
+    rung("rung 3", Rules::of_rung(3), without_sessions(), &P1_TO_P4, &[ONE_RUNNER, CANCEL_WINS, ONE_END]);
 }
 
 #[test]
 fn rung_4_barriers_before_push_and_start_still_let_leases_expire_by_lost_beats() {
-    rung("rung 4", Rules::of_rung(4), with_failover(), &P1_TO_P4, &[ONE_RUNNER, CANCEL_WINS, ONE_END]);
+    rung("rung 4", Rules::of_rung(4), without_sessions(), &P1_TO_P4, &[ONE_RUNNER, CANCEL_WINS, ONE_END]);
 }
 
 #[test]
 fn rung_5_quiet_after_a_failover_leaves_one_runner() {
-    rung("rung 5", Rules::of_rung(5), with_failover(), &P1_TO_P4, &[CANCEL_WINS, ONE_END]);
+    rung("rung 5", Rules::of_rung(5), without_sessions(), &P1_TO_P4, &[CANCEL_WINS, ONE_END]);
 }
 
 #[test]
 fn rung_6_a_barrier_before_a_cancel_is_acknowledged_makes_it_final() {
-    rung("rung 6", Rules::of_rung(6), with_failover(), &P1_TO_P4, &[ONE_END]);
+    rung("rung 6", Rules::of_rung(6), without_sessions(), &P1_TO_P4, &[ONE_END]);
 }
 
 #[test]
@@ -146,10 +151,16 @@ fn with_every_rule_nothing_at_all_breaks() {
 #[test]
 fn the_rules_of_the_router_break_nothing_on_one_redis_but_for_a_start_that_is_slower_than_a_cancels_grace() {
     let (rules, bounds) = (Rules::of_the_router(), Bounds::small());
-    rung("router, 3 leases", rules, Bounds { leases: 3, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
+    rung("router, 3 leases", rules, Bounds { leases: 3, give_back: false, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
     rung("router, 2 pods watch", rules, Bounds { pods: 2, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
     rung("router, 3 beats", rules, Bounds { beats: 3, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
-    rung("router, slow beats", rules, Bounds { slow_beats: true, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
+    rung(
+        "router, slow beats",
+        rules,
+        Bounds { slow_beats: true, reconnect: false, ..bounds },
+        &ALL,
+        &[TOLD_IS_NOT_STARTED],
+    );
     rung("router, slow looks", rules, Bounds { slow_looks: true, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
     rung("router, machines sleep", rules, Bounds { sleep: true, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
     rung("router, one attempt", rules, Bounds { max_attempts: 1, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
@@ -168,7 +179,7 @@ fn without_the_start_script_a_late_assign_runs_beside_another_runner() {
 #[test]
 fn an_assign_that_came_twice_would_run_past_its_lease() {
     let rules = Rules { assign_once: false, ..Rules::all() };
-    rung("Assign twice", rules, Bounds::small(), &P1_TO_P4, &[ONE_RUNNER]);
+    rung("Assign twice", rules, short(), &P1_TO_P4, &[ONE_RUNNER]);
 }
 
 #[test]
@@ -185,7 +196,7 @@ fn a_fence_after_the_end_of_the_lease_is_none() {
 
 #[test]
 fn a_lease_that_counts_from_the_answer_to_a_beat_outlasts_the_routers() {
-    let bounds = Bounds { slow_beats: true, ..Bounds::small() };
+    let bounds = Bounds { slow_beats: true, ..short() };
     let rules = Rules { counts_from_sending: false, ..Rules::all() };
     rung("lease from the answer", rules, bounds, &P1_TO_P4, &[ONE_RUNNER]);
 }
@@ -204,7 +215,7 @@ fn leases_that_expire_by_redis_clock_expire_when_it_jumps() {
 
 #[test]
 fn an_expire_that_does_not_look_at_the_beat_ends_a_lease_that_was_renewed() {
-    let bounds = Bounds { slow_looks: true, ..Bounds::small() };
+    let bounds = Bounds { slow_looks: true, ..short() };
     let rules = Rules { expire_looks_at_beat: false, ..Rules::of_the_router() };
     rung("expire does not look", rules, bounds, &P1_TO_P4, &[ONE_RUNNER]);
 }
@@ -264,7 +275,7 @@ fn from_every_state_the_job_can_end_with_no_help_of_runners_or_rails() {
         matches!(action, Take { .. } | GiveBack { .. } | Bury | GraceOver | Expire { .. } | Look { .. } | Tick)
     };
     // The first delivery that fails is the end, so that a queued job needs one more lease; they are counted here.
-    let bounds = Bounds { leases: 3, give_back_limit: 0, ..Bounds::small() };
+    let bounds = Bounds { leases: 3, give_back_limit: 0, reconnect: false, ..Bounds::small() };
     let graph = Graph::of(&Protocol { rules: Rules::of_the_router(), bounds }, by_pods);
     let mut stuck = graph.without_end();
     stuck.retain(|world| world.redis.state.is_some() && world.leases < bounds.leases);
