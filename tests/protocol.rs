@@ -189,6 +189,12 @@ fn without_comparing_leases_a_stranger_finishes_the_job() {
 }
 
 #[test]
+fn leases_that_are_compared_by_order_obey_a_stranger_after_a_failover() {
+    let rules = Rules { compare: Compare::Order, ..Rules::of_rung(3) };
+    rung("leases by order", rules, without_sessions(), &[HOLDER_ONLY], &[HOLDER_ONLY]);
+}
+
+#[test]
 fn a_fence_after_the_end_of_the_lease_is_none() {
     let rules = Rules { fence_ticks: rules::LEASE + 1, ..Rules::all() };
     rung("late fence", rules, Bounds::small(), &P1_TO_P4, &[ONE_RUNNER]);

@@ -132,6 +132,7 @@ impl Record {
         self.lease.is_some_and(|held| match rules.compare {
             Compare::Unique => held.id == lease.id,
             Compare::Counter => held.attempt == lease.attempt,
+            Compare::Order => held.attempt <= lease.attempt,
             Compare::Nothing => true,
         })
     }

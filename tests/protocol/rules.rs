@@ -7,6 +7,8 @@ pub enum Compare {
     Unique,
     /// By a counter kept in Redis, which a failover sets back.
     Counter,
+    /// By that counter, the later one is obeyed.
+    Order,
     /// Not at all.
     Nothing,
 }
