@@ -16,9 +16,10 @@ use crate::job::Tenant;
 /// The most entries that are read ahead: some tens of bytes each here, and in Redis, whose consumer group remembers who has
 /// them. Behind more, the inbox is first come, first served.
 const ENTRIES_MAX: usize = 1 << 18;
-/// The most of a tenant's messages that are kept: several calls' worth. With fewer than half of it, more are read again.
+/// How many of each tenant's messages are kept when memory is scarce: several calls' worth. With fewer than half of it, more are
+/// read again.
 const KEPT_OF_TENANT: usize = 128;
-/// The most bytes of messages that are kept, of all tenants.
+/// The most bytes of messages that are kept, of all tenants. Half of it is for whoever comes first.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
 /// An entry's message, or why it is none.
@@ -105,11 +106,11 @@ impl Backlog {
     /// Adds an entry, of so many bytes, unless it is here.
     pub(super) fn add(&mut self, id: &str, parsed: Parsed, bytes: usize) {
         let whose = whose(&parsed);
-        let is_near = self
-            .queues
-            .get(&whose)
-            .is_none_or(|queue| queue.kept == queue.entries.len() && queue.kept < KEPT_OF_TENANT);
-        let keeps = is_near && self.kept_bytes + bytes <= KEPT_BYTES_MAX;
+        // What is kept are the first entries: none behind one that is left out.
+        let kept =
+            self.queues.get(&whose).map_or(Some(0), |queue| (queue.kept == queue.entries.len()).then_some(queue.kept));
+        let room = if kept.is_some_and(|kept| kept < KEPT_OF_TENANT) { KEPT_BYTES_MAX } else { KEPT_BYTES_MAX / 2 };
+        let keeps = kept.is_some() && self.kept_bytes + bytes <= room;
         self.push(&whose, id, keeps.then(|| Box::new((parsed, bytes))));
     }
 
@@ -379,21 +380,26 @@ mod tests {
 
     #[test]
     fn of_a_flood_the_first_are_kept_and_more_are_read_again_before_their_turn() {
+        // Each so large that the flood fills its half of the memory at once.
+        let bytes = KEPT_BYTES_MAX / 2 / KEPT_OF_TENANT;
         let flood = KEPT_OF_TENANT + 100;
-        let mut backlog = backlog(&"a".repeat(flood));
-        backlog.add("1000-0", message('b'), 1);
+        let mut backlog = Backlog::default();
+        for at in 1..=flood {
+            backlog.add(&format!("{at}-0"), message('a'), bytes);
+        }
+        backlog.add("1000-0", message('b'), bytes);
         assert!(backlog.left().is_none(), "enough are kept");
-        assert_eq!(backlog.kept_bytes, KEPT_OF_TENANT + 1);
-        assert_eq!(apply(&mut backlog, 1 + KEPT_OF_TENANT / 2)[1], 1000, "what is behind it is kept");
+        assert_eq!(backlog.kept_bytes, (KEPT_OF_TENANT + 1) * bytes, "and what is behind it");
+        assert_eq!(apply(&mut backlog, 1 + KEPT_OF_TENANT / 2)[1], 1000);
         assert!(backlog.left().is_none());
         apply(&mut backlog, 1);
         let left = backlog.left().expect("less than half is kept");
         assert_eq!((left.ids.len(), left.ids[0].as_str()), (KEPT_OF_TENANT / 2, "129-0"));
         // What comes meanwhile goes behind what is left.
-        backlog.add("2000-0", message('a'), 1);
+        backlog.add("2000-0", message('a'), bytes);
         assert_eq!(apply(&mut backlog, 500).len(), KEPT_OF_TENANT / 2 - 1, "the rest is not here yet");
         // The first of them is gone.
-        let read = left.ids[1..].iter().map(|id| (id.clone(), message('a'), 1)).collect();
+        let read = left.ids[1..].iter().map(|id| (id.clone(), message('a'), bytes)).collect();
         backlog.add_left(&left, read);
         let ids = apply(&mut backlog, 500);
         assert_eq!((ids.len(), ids[0]), (KEPT_OF_TENANT / 2 - 1, 130));
@@ -402,6 +408,12 @@ mod tests {
         backlog.add_left(&left, Vec::new());
         assert_eq!((backlog.len(), backlog.kept_bytes), (0, 0));
         assert!(backlog.queues.is_empty() && backlog.turns.is_empty() && backlog.left().is_none());
+    }
+
+    #[test]
+    fn of_small_messages_many_are_kept() {
+        let mut backlog = backlog(&"a".repeat(10 * KEPT_OF_TENANT));
+        assert_eq!(apply(&mut backlog, usize::MAX).len(), 10 * KEPT_OF_TENANT);
     }
 
     #[test]
