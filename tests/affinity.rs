@@ -6,14 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use job_router::job::{LeaseId, PendingJob, RunnerId};
-use job_router::redis::{HandOver, Offer, Report, TakenJob, Terms};
+use job_router::redis::{HandOver, Offer, TakenJob, Terms};
 use job_router::runner::Scope;
 use serde_json::json;
 use support::pods::{Gate, Installation, Noting};
 use support::{World, instance_lane, job, name};
 
 const TERMS: Terms = Terms { accept_timeout: Duration::from_secs(10), affinity_memory: Duration::from_secs(60) };
-const TTL: Duration = Duration::from_secs(3600);
 
 fn offer(system_id: &str) -> Offer {
     Offer { lease_id: LeaseId::random(0), runner_id: RunnerId(1), system_id: name(system_id) }
@@ -40,16 +39,7 @@ async fn world_with(managers: &[(&str, &str, &str)]) -> World {
         world.heartbeat(pod).await;
         world.queue(with_key(id, key)).await;
         let taken = take(&world, pod, TERMS, &[offer(manager)]).await;
-        let lease = taken[0].lease;
-        world.partition.start(TTL, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts");
-        let report = Report {
-            job_id: lease.job_id,
-            lease_id: Some(lease.lease_id),
-            status: "success",
-            exit_code: 0,
-            failure_reason: String::new(),
-        };
-        world.partition.finish(TTL, &[report]).await.expect("finishes");
+        world.finish(taken[0].lease).await;
     }
     world
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use job_router::config::{GroupLaneOrder, PriorityReach};
 use job_router::job::{PendingJob, Priority};
-use job_router::redis::{LaneOrder, Report, TakenJob};
+use job_router::redis::{LaneOrder, TakenJob};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::Capability;
 use support::pods::Installation;
@@ -38,19 +38,6 @@ async fn take(world: &World, lanes: &[Lane], n: usize) -> Vec<TakenJob> {
 
 fn ids(taken: &[TakenJob]) -> Vec<u64> {
     taken.iter().map(|job| job.lease.job_id.0).collect()
-}
-
-async fn finish(world: &World, job: &TakenJob) {
-    let lease = job.lease;
-    world.partition.start(LONG, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts");
-    let report = Report {
-        job_id: lease.job_id,
-        lease_id: Some(lease.lease_id),
-        status: "success",
-        exit_code: 0,
-        failure_reason: String::new(),
-    };
-    world.partition.finish(LONG, &[report]).await.expect("finishes");
 }
 
 #[tokio::test]
@@ -109,8 +96,8 @@ async fn in_a_groups_fair_lane_the_project_with_fewer_jobs_on_its_runners_goes_f
     assert!(world.partition.configure(LaneOrder::Fair, None).await.expect("sets"));
     let second = take(&world, &[group_lane()], 2).await;
     assert_eq!(ids(&second), [6, 7]);
-    finish(&world, &first[0]).await;
-    finish(&world, &first[1]).await;
+    world.finish(first[0].lease).await;
+    world.finish(first[1].lease).await;
     assert_eq!(ids(&take(&world, &[group_lane()], 1).await), [4], "project 1 has none running, project 2 two");
     world.queue(of_priority(at(9, 2, 9), 1)).await;
     assert_eq!(ids(&take(&world, &[group_lane()], 2).await), [9, 8], "priority goes before");

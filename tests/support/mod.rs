@@ -86,6 +86,20 @@ impl World {
         self.partition.fan_out(&name("pod"), &[(entry, job)], std::time::Duration::ZERO, &[]).await.expect("fans out")
     }
 
+    /// A job that was taken runs and succeeds.
+    pub async fn finish(&self, lease: job_router::job::Lease) {
+        let (long, start) = (std::time::Duration::from_secs(3600), [(lease.job_id, Some(lease.lease_id))]);
+        self.partition.start(long, &start).await.expect("starts");
+        let report = job_router::redis::Report {
+            job_id: lease.job_id,
+            lease_id: Some(lease.lease_id),
+            status: "success",
+            exit_code: 0,
+            failure_reason: String::new(),
+        };
+        self.partition.finish(long, &[report]).await.expect("finishes");
+    }
+
     /// Every key of the partition with its value, as text; hashes and sets sorted.
     pub async fn snapshot(&self) -> BTreeMap<String, String> {
         let pattern = format!("{}*", self.prefix.replace(['[', ']', '*', '?'], "?"));
