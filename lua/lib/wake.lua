@@ -33,17 +33,22 @@ local function wake_one(lane, me, order)
   local liked, manager, liked_pod -- looked up once
   for _ = 1, STEPS do
     local first = call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
-    local best, letter = first[1], { 'type', 'wake', 'lane', lane }
+    local best, likes = first[1], nil
     if not best then return false end
     if order and liked == nil then
       liked = call('GET', affinity_key(order))
       if liked then manager, liked_pod = liked_parts(liked) end
     end
     if liked_pod and is_as_good(waiting, liked_pod, tonumber(first[2])) then
-      best, letter[5], letter[6] = liked_pod, 'likes', manager
+      best, likes = liked_pod, manager
     end
     if best == me then return true end
-    local lately = mail(best, unpack(letter))
+    local lately
+    if likes then
+      lately = mail(best, 'type', 'wake', 'lane', lane, 'likes', likes)
+    else
+      lately = mail(best, 'type', 'wake', 'lane', lane)
+    end
     if lately then
       call('ZINCRBY', waiting, WOKEN, best)
       return false
