@@ -24,16 +24,13 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Short, so that a hung server is found soon.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(300);
 
-static APPEND: Script = Script::new("append", "#!lua", &[], "return redis.call('RPUSH', KEYS[1], unpack(ARGV))");
+static APPEND: Script = Script::new("append", "", &[], "return redis.call('RPUSH', KEYS[1], unpack(ARGV))");
 static ECHO: Script =
-    Script::new("echo", "#!lua", &[], "return {1, 'a', false, {ARGV[1], {}}, redis.call('HGETALL', KEYS[1])}");
-static INCR: Script = Script::new("incr", "#!lua", &[], "return redis.call('INCR', KEYS[1])");
-static FAILS_HALFWAY: Script = Script::new(
-    "fails_halfway",
-    "#!lua",
-    &[],
-    "redis.call('SET', KEYS[1], 'x') return redis.call('LPUSH', KEYS[1], 'y')",
-);
+    Script::new("echo", "", &[], "return {1, 'a', false, {ARGV[1], {}}, redis.call('HGETALL', KEYS[1])}");
+static INCR: Script = Script::new("incr", "", &[], "return redis.call('INCR', KEYS[1])");
+static DRAINS: Script = Script::new("drains", "allow-oom", &[], "return redis.call('DEL', KEYS[1])");
+static FAILS_HALFWAY: Script =
+    Script::new("fails_halfway", "", &[], "redis.call('SET', KEYS[1], 'x') return redis.call('LPUSH', KEYS[1], 'y')");
 
 /// The server of the tests that leave it alone. Each of them has its own key prefix.
 fn shared() -> &'static PrivateRedis {
@@ -128,14 +125,44 @@ async fn a_script_that_redis_does_not_know_is_sent_and_runs_once_also_in_a_race(
     let server = own(false);
     let redis = connect(&server.url()).await;
     for round in 1..=20_u64 {
-        redis.command_at("n", "SCRIPT FLUSH", []).await.unwrap();
+        redis.command_at("n", "FUNCTION FLUSH", []).await.unwrap();
         let incr = || redis.call(&INCR, vec!["n".into()], []);
-        let (a, b, flushed, c) = tokio::join!(incr(), incr(), redis.command_at("n", "SCRIPT FLUSH", []), incr());
+        let (a, b, flushed, c) = tokio::join!(incr(), incr(), redis.command_at("n", "FUNCTION FLUSH", []), incr());
         flushed.unwrap();
         let mut counts = [a, b, c].map(|reply| reply.unwrap().as_u64().unwrap());
         counts.sort_unstable();
         assert_eq!(counts, [3 * round - 2, 3 * round - 1, 3 * round]);
     }
+}
+
+#[tokio::test]
+async fn a_full_redis_runs_what_was_loaded_before_and_takes_nothing_new() {
+    let server = own(false);
+    let redis = connect(&server.url()).await;
+    redis.load(&[&DRAINS], "n").await.unwrap();
+    redis.command_at("n", "FLUSHALL", []).await.unwrap(); // leaves functions
+    redis.command("SET", args(&["n", &"x".repeat(100_000)])).await.unwrap();
+    redis.command_at("n", "CONFIG SET", args(&["maxmemory", "1"])).await.unwrap();
+    redis.load(&[&DRAINS], "n").await.unwrap();
+    assert_eq!(redis.call(&DRAINS, vec!["n".into()], []).await.unwrap(), Reply::Int(1));
+    let refused = redis.load(&[&DRAINS, &INCR], "n").await.unwrap_err();
+    assert!(matches!(refused, RedisError::Refused { refusal: Refusal::Oom, .. }), "{refused}");
+    let refused = redis.call(&INCR, vec!["n".into()], []).await.unwrap_err();
+    assert!(matches!(refused, RedisError::Refused { refusal: Refusal::Oom, .. }), "{refused}");
+    redis.command_at("n", "CONFIG SET", args(&["maxmemory", "0"])).await.unwrap();
+    assert_eq!(redis.call(&INCR, vec!["n".into()], []).await.unwrap(), Reply::Int(1));
+}
+
+#[tokio::test]
+async fn functions_survive_a_restart_with_an_append_only_file() {
+    let mut server = own(true);
+    let redis = connect(&server.url()).await;
+    assert_eq!(redis.call(&INCR, vec!["n".into()], []).await.unwrap(), Reply::Int(1));
+    server.restart().unwrap();
+    let redis = connect(&server.url()).await;
+    let there = redis.command_at("n", "FUNCTION LIST", args(&["LIBRARYNAME", INCR.function()])).await.unwrap();
+    assert_eq!(there.into_array().unwrap().len(), 1);
+    assert_eq!(redis.call(&INCR, vec!["n".into()], []).await.unwrap(), Reply::Int(2));
 }
 
 #[tokio::test]

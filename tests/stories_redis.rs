@@ -45,7 +45,7 @@ async fn a_slip_in_the_acl_delays_messages_and_costs_none() {
     installation.register(1, json!({})).await;
     let (mut runner, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 2)).await;
     // Inside a script, and the script itself.
-    for (id, denied) in [(1, "hset"), (2, "evalsha")] {
+    for (id, denied) in [(1, "hset"), (2, "fcall")] {
         installation.command("ACL LOG", &["RESET"]).await;
         installation.command("ACL SETUSER", &["default", &format!("-{denied}")]).await;
         installation.job(id, json!({})).await;
@@ -115,7 +115,7 @@ async fn a_slot_is_free_for_what_is_queued_while_a_full_redis_refuses_the_job_it
     installation.until("the pod waits", async || (empty_takes().await? > before).then_some(())).await;
 
     // Rails cannot publish to a full Redis: the message is there before it is full, and applied only after that.
-    installation.command("ACL SETUSER", &["default", "-evalsha"]).await;
+    installation.command("ACL SETUSER", &["default", "-fcall"]).await;
     let entry = installation.job(2, json!({})).await;
     installation
         .until("the message is read", async || {
@@ -131,7 +131,7 @@ async fn a_slot_is_free_for_what_is_queued_while_a_full_redis_refuses_the_job_it
         })
         .await;
     installation.command("CONFIG SET", &["maxmemory", "1"]).await;
-    installation.command("ACL SETUSER", &["default", "+evalsha"]).await;
+    installation.command("ACL SETUSER", &["default", "+fcall"]).await;
     assert!(installation.in_inbox(&entry).await, "it is refused");
     drop(first);
     let again = tokio::time::timeout(std::time::Duration::from_secs(5), second.assign()).await;

@@ -40,7 +40,7 @@ fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The scripts by name: file, header, body without comments, and what is glued together.
+/// The scripts by name: file, header, body without comments, and the script.
 fn scripts() -> Vec<(String, String, String, &'static Script)> {
     let all = files("lua", "lua").into_iter().filter(|(path, _)| !path.starts_with("lua/lib/"));
     let script = |(path, text): (String, String)| {
@@ -113,14 +113,12 @@ fn every_key_and_argument_a_script_reads_is_in_its_header_and_the_other_way_roun
 }
 
 #[test]
-fn flags_are_those_of_the_first_line_and_a_full_redis_can_drain_but_not_fill() {
+fn flags_are_those_of_the_function_and_a_full_redis_can_drain_but_not_fill() {
     let mut flags = BTreeMap::new();
     for (name, header, _, script) in scripts() {
-        let first = script.source().lines().next().expect("a line");
-        let glued = first.strip_prefix("#!lua").expect("the first line names the language");
-        let glued = glued.trim().strip_prefix("flags=");
-        assert_eq!(line_of(&header, "flags:"), glued, "{name}");
-        flags.insert(name, glued);
+        let has = Some(script.flags()).filter(|flags| !flags.is_empty());
+        assert_eq!(line_of(&header, "flags:"), has, "{name}");
+        flags.insert(name, has);
     }
     assert_eq!(flags["fan_out"], None);
     for name in ["take", "start", "finish", "cancel", "renew", "expire", "give_back"] {

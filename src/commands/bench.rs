@@ -108,7 +108,7 @@ pub(super) fn bar(len: u64, what: &'static str) -> ProgressBar {
     bar
 }
 
-/// What Redis has spent in scripts called by digest.
+/// What Redis has spent in scripts.
 struct Scripts {
     calls: u64,
     time: Duration,
@@ -116,7 +116,7 @@ struct Scripts {
 
 async fn scripts(redis: &Redis) -> anyhow::Result<Scripts> {
     let info = redis.command_at("bench", "INFO", ["commandstats".into()]).await?;
-    let line = info.as_str()?.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:"));
+    let line = info.as_str()?.lines().find_map(|line| line.strip_prefix("cmdstat_fcall:"));
     let number =
         |name: &str| -> Option<u64> { line?.split(',').find_map(|part| part.strip_prefix(name))?.parse().ok() };
     let (calls, us) = number("calls=").zip(number("usec=")).context("INFO commandstats is of another version")?;

@@ -4,8 +4,8 @@
 //!
 //! A call is handed to the connection when its future is first polled, so calls polled in order (by `join!`,
 //! or pushed to a `FuturesOrdered` that is then polled) run in that order on one server, each without
-//! waiting for the one before. Two exceptions: a script that the server did not know runs when it has been
-//! sent again, after the calls behind it ([`Redis::load`] avoids that), and so does a redirected call in a cluster.
+//! waiting for the one before. Two exceptions: a script that the server did not have runs when it has been
+//! loaded, after the calls behind it ([`Redis::load`] avoids that), and so does a redirected call in a cluster.
 //! [`Redis::doubts`] tells of the first.
 //!
 //! # A hung server
@@ -13,11 +13,13 @@
 //! The library does not notice one, and may be stuck in a write to it. So [`Redis::watch`] counts timeouts
 //! and puts a new client in the old one's place: that needs nothing from the server or from the old client.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
+use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
 use fred::types::{CustomCommand, Value};
 use tokio::sync::watch;
@@ -26,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::link::{self, Link};
+use super::script::FUNCTION_PREFIX;
 use super::{Arg, Reader, RedisError, RedisSettings, Refusal, Reply, Script};
 use crate::telemetry::labels;
 use crate::telemetry::metrics;
@@ -80,7 +83,7 @@ impl Redis {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Runs a script, all its `keys` in one slot. Sends its source where Redis does not know it.
+    /// Runs a script, all its `keys` in one slot. Loads it where Redis does not have it.
     ///
     /// At least one key: without, a cluster would run it anywhere.
     ///
@@ -94,21 +97,20 @@ impl Redis {
         args: impl IntoIterator<Item = Arg>,
     ) -> Result<Reply, RedisError> {
         let key = keys.first().and_then(Arg::as_key).expect("a script is called with a key, and a key is a string");
-        let evalsha = link::command("EVALSHA", key, false);
-        let eval = link::command("EVAL", key, false);
+        let fcall = || link::command("FCALL", key, false);
 
         let args = args.into_iter();
         let mut values = Vec::with_capacity(2 + keys.len() + args.size_hint().0);
-        values.push(Value::Bytes(script.digest().clone()));
+        values.push(Value::Bytes(script.function_bytes().clone()));
         values.push(Value::Integer(keys.len() as i64));
-        values.extend(keys.into_iter().chain(args).map(|arg| arg.0));
+        values.extend(keys.iter().cloned().chain(args).map(|arg| arg.0));
 
-        // A clone shares the bytes: it costs one allocation, and is needed after a restart or a failover.
+        // A clone shares the bytes: it costs one allocation, and is needed where a server has not seen the script.
         let timed_as = labels::RedisCall::of_script(script.name());
-        match self.send(timed_as, script.name(), evalsha, values.clone()).await {
+        match self.send(timed_as, script.name(), fcall(), values.clone()).await {
             Err(RedisError::Refused { refusal: Refusal::NoScript, .. }) => {
-                values[0] = Value::String(script.source().into());
-                let reply = self.send(timed_as, script.name(), eval, values).await;
+                self.load_one(script, key).await?;
+                let reply = self.send(timed_as, script.name(), fcall(), values).await;
                 self.doubt();
                 reply
             }
@@ -116,13 +118,29 @@ impl Redis {
         }
     }
 
-    /// Sends scripts to the node that owns `key`, so that the next call of each keeps its place in the order.
-    /// For the start and after each rise of [`connections`](Self::connections).
+    /// Loads those of the scripts that the node that owns `key` does not have, so that the next call of each keeps its place in
+    /// the order. For the start and after each rise of [`connections`](Self::connections).
+    ///
+    /// # Errors
+    ///
+    /// Also [`Refusal::Oom`] where one is missing and Redis is full.
     pub async fn load(&self, scripts: &[&'static Script], key: &str) -> Result<(), RedisError> {
-        for script in scripts {
-            self.command_at(key, "SCRIPT LOAD", [script.source().into()]).await?;
+        let pattern = format!("{FUNCTION_PREFIX}*");
+        let there = self.command_at(key, "FUNCTION LIST", ["LIBRARYNAME".into(), pattern.into()]).await?;
+        // Each a list of names and values that begins with library_name and its value.
+        let name = |library: Reply| library.into_array()?.into_iter().nth(1).map(Reply::into_bytes).transpose();
+        let there = there.into_array()?.into_iter().map(name).collect::<Result<HashSet<Option<Bytes>>, _>>()?;
+        for script in scripts.iter().filter(|script| !there.contains(&Some(script.function_bytes().clone()))) {
+            self.load_one(script, key.as_bytes()).await?;
         }
         Ok(())
+    }
+
+    /// Loads a script. To replace it changes nothing: its name tells its source.
+    async fn load_one(&self, script: &'static Script, key: &[u8]) -> Result<(), RedisError> {
+        let load = link::command("FUNCTION LOAD", key, false);
+        let args = vec![Value::from_static_str("REPLACE"), Value::String(script.source().into())];
+        self.send(labels::RedisCall::Command, "FUNCTION LOAD", load, args).await.map(|_| ())
     }
 
     /// Runs one command that does not block and whose first argument is a key: `HGETALL`, `XADD`,
@@ -134,7 +152,7 @@ impl Redis {
     }
 
     /// Runs one command on the node that owns `key`, where the command itself does not begin with it: `WAIT`
-    /// (which holds up the calls behind it for as long as it waits), `TIME`, `SCRIPT LOAD`.
+    /// (which holds up the calls behind it for as long as it waits), `TIME`, `INFO`.
     pub async fn command_at(
         &self,
         key: &str,

@@ -157,7 +157,7 @@ impl RedisError {
     /// What an error reply means. One from inside a running script is no refusal: the script has begun.
     pub(super) fn from_reply(call: &'static str, text: &str) -> Self {
         match Refusal::of(text) {
-            Some(refusal) if !text.contains("@user_script") => Self::Refused { call, refusal, text: text.to_owned() },
+            Some(refusal) if !text.contains("@user_function") => Self::Refused { call, refusal, text: text.to_owned() },
             Some(Refusal::NoPerm) => Self::Denied { call, text: text.to_owned() },
             // Redis 7.0 has no word for it.
             _ if text.starts_with("ERR The user executing the script ") => Self::Denied { call, text: text.to_owned() },
@@ -182,8 +182,10 @@ impl RedisError {
 impl Refusal {
     /// The refusal an error text names by its first word.
     fn of(text: &str) -> Option<Self> {
+        if text == "ERR Function not found" {
+            return Some(Self::NoScript); // Redis has no word for it
+        }
         Some(match text.split(' ').next().unwrap_or(text) {
-            "NOSCRIPT" => Self::NoScript,
             "OOM" => Self::Oom,
             "WRONGTYPE" => Self::WrongType,
             "READONLY" => Self::ReadOnly,
@@ -234,7 +236,7 @@ mod tests {
         let before = RedisError::from_reply("take", "OOM command not allowed when used memory > 'maxmemory'.");
         assert_eq!((before.may_have_applied(), before.is_retryable()), (false, true));
 
-        let inside = "OOM command not allowed when used memory > 'maxmemory'. script: 2c5f, on @user_script:3.";
+        let inside = "OOM command not allowed when used memory > 'maxmemory'. script: job_router_take_2c5f, on @user_function:3.";
         let inside = RedisError::from_reply("take", inside);
         assert_eq!((inside.may_have_applied(), inside.is_retryable()), (true, false));
         assert!(inside.to_string().contains("take"), "{inside}");
@@ -243,24 +245,30 @@ mod tests {
     #[test]
     fn what_wants_only_rights_passes_once_an_operator_gives_them() {
         for (text, may_have_applied) in [
-            ("NOPERM this user has no permissions to run the 'evalsha' command", false),
+            ("NOPERM this user has no permissions to run the 'fcall' command", false),
             ("NOAUTH Authentication required.", false),
             (
-                "ERR The user executing the script can't run this command or subcommand script: 2c5f, on @user_script:3.",
+                "ERR The user executing the script can't run this command or subcommand script: job_router_take_2c5f, on @user_function:3.",
                 true,
             ),
             (
                 "ERR The user executing the script can't access at least one of the keys mentioned in the command arguments \
-              script: 2c5f, on @user_script:3.",
+              script: job_router_take_2c5f, on @user_function:3.",
                 true,
             ),
-            ("NOPERM User router has no permissions to run the 'hset' command script: 2c5f, on @user_script:3.", true),
+            (
+                "NOPERM User router has no permissions to run the 'hset' command script: job_router_take_2c5f, on @user_function:3.",
+                true,
+            ),
         ] {
             let error = RedisError::from_reply("take", text);
             assert!(error.is_retryable() && error.wants_rights(), "{text}");
             assert_eq!(error.may_have_applied(), may_have_applied, "{text}");
         }
-        let bug = RedisError::from_reply("take", "ERR wrong number of args script: 2c5f, on @user_script:3.");
+        let bug = RedisError::from_reply(
+            "take",
+            "ERR wrong number of args script: job_router_take_2c5f, on @user_function:3.",
+        );
         assert!(!bug.is_retryable() && !bug.wants_rights());
     }
 

@@ -1,33 +1,40 @@
-//! A Lua script: its body, the parts of libraries that it uses, and the name Redis knows it by.
+//! A Lua script: its body, the parts of libraries that it uses, and the Redis function that it becomes.
 //!
-//! Redis runs a script from its first line at every call, and making the functions of all libraries costs as much as a
-//! short script's work. So a script gets only the parts whose names it uses.
+//! Redis keeps functions between calls, in libraries of its own. A script run by EVALSHA would make all the functions it uses
+//! anew at each call, which costs more than the rest of a short one. So a script is turned into a library with one function:
+//! what is at its top level, other than functions, runs at each call, in its order, and the functions are made once.
 
 use std::collections::HashSet;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::OnceLock;
 
 use bytes::Bytes;
 
-/// A Lua script compiled into the program. Make it a `static`: it remembers its source and its digest.
+/// How the names of all our functions in Redis begin.
+pub(super) const FUNCTION_PREFIX: &str = "job_router_";
+/// Hexadecimal digits that tell one version of a script from another.
+const VERSION_DIGITS: usize = 12;
+
+/// A Lua script compiled into the program. Make it a `static`: it remembers what it becomes.
 ///
 /// ```
 /// use job_router::redis::{Library, Script};
 /// const GREET: Library = Library { name: "greet", source: "local function greet() return 'hello' end\n" };
-/// static HELLO: Script = Script::new("hello", "#!lua", &[GREET], "return greet()");
-/// assert_eq!(HELLO.sha1().len(), 40);
+/// static HELLO: Script = Script::new("hello", "no-writes", &[GREET], "return greet()");
+/// assert!(HELLO.function().starts_with("job_router_hello_"));
 /// ```
 pub struct Script {
     name: &'static str,
-    first_line: &'static str,
+    flags: &'static str,
     libraries: &'static [Library],
     body: &'static str,
-    glued: OnceLock<Glued>,
-    sha1: OnceLock<Bytes>,
+    loadable: OnceLock<Loadable>,
 }
 
-/// A script with the parts it uses.
-struct Glued {
+/// A script as Redis has it.
+struct Loadable {
+    /// Of the function, and of its library.
+    name: Bytes,
     source: String,
     libraries: Vec<&'static str>,
 }
@@ -42,18 +49,26 @@ pub struct Library {
     pub source: &'static str,
 }
 
+/// Lua taken apart at its top level.
+#[derive(Default)]
+struct TopLevel<'a> {
+    functions: Vec<&'a str>,
+    variables: Vec<&'a str>,
+    statements: Vec<String>,
+}
+
 // === impl Script ===
 
 impl Script {
-    /// A script by its name (for logs and errors), its first line with its flags, the libraries it may use, in the order in
-    /// which they build on each other, and its body.
+    /// A script by its name (for logs, errors and its function), the flags of its function, joined by `,`, the libraries it may
+    /// use, in the order in which they build on each other, and its body.
     pub const fn new(
         name: &'static str,
-        first_line: &'static str,
+        flags: &'static str,
         libraries: &'static [Library],
         body: &'static str,
     ) -> Self {
-        Self { name, first_line, libraries, body, glued: OnceLock::new(), sha1: OnceLock::new() }
+        Self { name, flags, libraries, body, loadable: OnceLock::new() }
     }
 
     /// The name for logs and errors.
@@ -61,27 +76,40 @@ impl Script {
         self.name
     }
 
+    /// The flags of its function, joined by `,`.
+    pub fn flags(&self) -> &'static str {
+        self.flags
+    }
+
     /// The names of the libraries it uses, in order.
     pub fn libraries(&self) -> &[&'static str] {
-        &self.glued().libraries
+        &self.loadable().libraries
     }
 
-    /// The Lua source.
+    /// The source of its library in Redis.
     pub fn source(&self) -> &str {
-        &self.glued().source
+        &self.loadable().source
     }
 
-    fn glued(&self) -> &Glued {
-        self.glued.get_or_init(|| glue(self.first_line, self.libraries, self.body))
+    /// The name of its function in Redis, and of the library with it: what FCALL takes. Another source has another name, so
+    /// pods of two versions each call their own.
+    pub fn function(&self) -> &str {
+        std::str::from_utf8(self.function_bytes()).expect("a name is ASCII")
     }
 
-    /// The SHA-1 of the source in hex: what EVALSHA takes.
-    pub fn sha1(&self) -> &str {
-        std::str::from_utf8(self.digest()).expect("hex is ASCII")
+    pub(super) fn function_bytes(&self) -> &Bytes {
+        &self.loadable().name
     }
 
-    pub(super) fn digest(&self) -> &Bytes {
-        self.sha1.get_or_init(|| fred::util::sha1_hash(self.source()).into())
+    fn loadable(&self) -> &Loadable {
+        self.loadable.get_or_init(|| {
+            let parts = parts_used(self.libraries, self.body);
+            let flags: Vec<_> = self.flags.split(',').filter(|flag| !flag.is_empty()).collect();
+            let version = fred::util::sha1_hash(&library(&parts, self.body, &flags, ""));
+            let name = format!("{FUNCTION_PREFIX}{}_{}", self.name, &version[..VERSION_DIGITS]);
+            let source = library(&parts, self.body, &flags, &name);
+            Loadable { name: name.into(), source, libraries: parts.into_iter().map(|(library, _)| library).collect() }
+        })
     }
 }
 
@@ -91,25 +119,94 @@ impl fmt::Debug for Script {
     }
 }
 
-/// The parts that are used, and the body. Goes backwards, as a part uses only what stands before it.
-fn glue(first_line: &str, libraries: &[Library], body: &'static str) -> Glued {
+// === impl TopLevel ===
+
+impl<'a> TopLevel<'a> {
+    fn of(lua: &'a str) -> Self {
+        let mut top = Self::default();
+        let mut in_function = false;
+        for line in lua.lines() {
+            if in_function {
+                top.functions.push(line);
+                in_function = line != "end";
+            } else if line.starts_with("local function ") {
+                top.functions.push(line);
+                in_function = !line.ends_with(" end");
+            } else if let Some(rest) = line.strip_prefix("local ") {
+                let code = rest.split("--").next().expect("there is a first part").trim_end();
+                let (names, value) = code.split_once('=').map_or((code, None), |(names, value)| (names, Some(value)));
+                top.variables.push(names.trim_end());
+                top.statements.push(if value.is_some() { rest.to_owned() } else { format!("{code} = nil") });
+            } else if !line.is_empty() && !line.starts_with("--") {
+                top.statements.push(line.to_owned());
+            }
+        }
+        top
+    }
+
+    /// Declares its variables and functions.
+    fn declare(&self, source: &mut String) {
+        if !self.variables.is_empty() {
+            line(source, format_args!("local {}", self.variables.join(", ")));
+        }
+        for function in &self.functions {
+            line(source, format_args!("{function}"));
+        }
+    }
+}
+
+fn line(source: &mut String, text: fmt::Arguments<'_>) {
+    writeln!(source, "{text}").expect("a String takes all text");
+}
+
+/// The source of a library with one function. A function of Lua has at most 60 variables of others, so the statements of each of
+/// our libraries have a function of their own.
+fn library(parts: &[(&str, String)], body: &str, flags: &[&str], name: &str) -> String {
+    let (mut source, mut begin) = (format!("#!lua name={name}\nlocal KEYS, ARGV\n"), Vec::new());
+    for (library, text) in parts {
+        let top = TopLevel::of(text);
+        top.declare(&mut source);
+        if !top.statements.is_empty() {
+            line(&mut source, format_args!("local function begin_{library}()\n{}\nend", top.statements.join("\n")));
+            begin.push(format!("begin_{library}()\n"));
+        }
+    }
+    let top = TopLevel::of(body);
+    top.declare(&mut source);
+    let flags: Vec<_> = flags.iter().map(|flag| format!("'{flag}'")).collect();
+    line(
+        &mut source,
+        format_args!(
+            "redis.register_function{{function_name='{name}', flags={{{}}}, callback=function(keys, args)\n\
+             KEYS, ARGV = keys, args\n{}{}\nend}}",
+            flags.join(", "),
+            begin.concat(),
+            top.statements.join("\n")
+        ),
+    );
+    source
+}
+
+/// The parts of libraries that a body uses, by library. Goes backwards, as a part uses only what stands before it.
+fn parts_used(libraries: &[Library], body: &str) -> Vec<(&'static str, String)> {
     let mut used: HashSet<&str> = names(body).collect();
-    let (mut parts, mut from) = (vec![body], Vec::new());
+    let mut all = Vec::new();
     for library in libraries.iter().rev() {
+        let mut parts = Vec::new();
         for part in library.source.split("\n\n").collect::<Vec<_>>().into_iter().rev() {
             let mut defined = part.lines().filter_map(|line| line.strip_prefix("local ")).flat_map(definitions);
             if defined.any(|name| used.contains(name)) {
                 used.extend(names(part));
                 parts.push(part);
-                from.push(library.name);
             }
         }
+        parts.reverse();
+        if !parts.is_empty() {
+            all.push((library.name, parts.join("\n")));
+        }
     }
-    parts.push(first_line);
-    parts.reverse();
-    from.reverse();
-    from.dedup();
-    Glued { source: parts.join("\n"), libraries: from }
+    all.reverse();
+    all
 }
 
 /// What a `local` line defines: `function f(…)`, `a, b = …`.
@@ -129,20 +226,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script_gets_the_parts_it_uses_and_what_these_use() {
+    fn a_script_becomes_a_function_that_begins_anew_at_each_call() {
         let low = Library {
             name: "low",
-            source: "-- low\n\nlocal A, B = 1, 2\n\nlocal function unused()\n  return A\nend\n",
+            source: "-- low\n\nlocal A, B = 1, 2 -- both\nlocal seen\n\nlocal function unused()\n  return A\nend\n",
         };
         let high =
             Library { name: "high", source: "-- high\n\n-- Both.\nlocal function sum(a)\n  return a + B\nend\n" };
-        let glued = glue("#!lua", &[low, high], "return sum(1)");
-        assert_eq!(
-            glued.source,
-            "#!lua\nlocal A, B = 1, 2\n-- Both.\nlocal function sum(a)\n  return a + B\nend\n\nreturn sum(1)"
+        static SUM: OnceLock<Script> = OnceLock::new();
+        let libraries: &'static [Library] = Box::leak(Box::new([low, high]));
+        let sum =
+            SUM.get_or_init(|| Script::new("sum", "allow-oom,no-cluster", libraries, "-- sum\n\nreturn sum(1)\n"));
+        let name = sum.function();
+        assert!(
+            name.starts_with("job_router_sum_") && name.len() == "job_router_sum_".len() + VERSION_DIGITS,
+            "{name}"
         );
-        assert_eq!(glued.libraries, ["low", "high"]);
-        assert!(glue("#!lua", &[low, high], "return 1").libraries.is_empty());
+        assert_eq!(
+            sum.source(),
+            format!(
+                "#!lua name={name}\nlocal KEYS, ARGV\n\
+                 local A, B, seen\nlocal function begin_low()\nA, B = 1, 2 -- both\nseen = nil\nend\n\
+                 local function sum(a)\n  return a + B\nend\n\
+                 redis.register_function{{function_name='{name}', flags={{'allow-oom', 'no-cluster'}}, \
+                 callback=function(keys, args)\n\
+                 KEYS, ARGV = keys, args\nbegin_low()\nreturn sum(1)\nend}}\n"
+            )
+        );
+        assert_eq!(sum.libraries(), ["low", "high"]);
+        assert!(Script::new("one", "", libraries, "return 1").libraries().is_empty());
+    }
+
+    #[test]
+    fn another_source_has_another_name() {
+        let names = ["return 1", "return 2"].map(|body| Script::new("s", "", &[], body).function().to_owned());
+        assert_ne!(names[0], names[1]);
     }
 
     #[test]
@@ -151,7 +269,8 @@ mod tests {
             for line in library.source.lines().filter(|line| line.starts_with("local ")) {
                 let name = definitions(&line["local ".len()..]).next().expect("it defines something");
                 let text: &'static str = Box::leak(format!("return {name}").into_boxed_str());
-                assert!(glue("", &[*library], text).source.contains(line), "{}: {line}", library.name);
+                let parts = parts_used(&[*library], text);
+                assert!(parts.iter().any(|(_, part)| part.contains(line)), "{}: {line}", library.name);
             }
             for part in library.source.split("\n\n").filter(|part| !part.trim().is_empty()) {
                 let starts = part.lines().find(|line| !line.starts_with("--")).unwrap_or("local");

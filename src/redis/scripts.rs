@@ -14,64 +14,64 @@ pub(super) const LIBRARIES: &[Library] = libraries!(
     "assign" "look"
 );
 
-/// A script: its first line with the flags, and its body. `tests/tidy.rs` checks that the flags are those its header names.
+/// A script: its flags, and its body. `tests/tidy.rs` checks that the flags are those its header names.
 macro_rules! script {
     ($name:literal, $flags:literal) => {
-        Script::new($name, concat!("#!lua", $flags), LIBRARIES, include_str!(concat!("../../lua/", $name, ".lua")))
+        Script::new($name, $flags, LIBRARIES, include_str!(concat!("../../lua/", $name, ".lua")))
     };
 }
 
 /// Puts pending jobs into their buckets.
 pub static FAN_OUT: Script = script!("fan_out", "");
 /// Moves jobs from their buckets to free slots.
-pub static TAKE: Script = script!("take", " flags=allow-oom");
+pub static TAKE: Script = script!("take", "allow-oom");
 /// Records that accepted jobs run.
-pub static START: Script = script!("start", " flags=allow-oom");
+pub static START: Script = script!("start", "allow-oom");
 /// Keeps held jobs alive.
-pub static RENEW: Script = script!("renew", " flags=allow-oom");
+pub static RENEW: Script = script!("renew", "allow-oom");
 /// Returns assigned jobs to their places.
-pub static GIVE_BACK: Script = script!("give_back", " flags=allow-oom");
+pub static GIVE_BACK: Script = script!("give_back", "allow-oom");
 /// Records the end of jobs.
-pub static FINISH: Script = script!("finish", " flags=allow-oom");
+pub static FINISH: Script = script!("finish", "allow-oom");
 /// Cancels a job.
-pub static CANCEL: Script = script!("cancel", " flags=allow-oom");
+pub static CANCEL: Script = script!("cancel", "allow-oom");
 /// Ends leases that ran out.
-pub static EXPIRE: Script = script!("expire", " flags=allow-oom");
+pub static EXPIRE: Script = script!("expire", "allow-oom");
 /// Lists jobs whose deadline is near.
-pub static DUE: Script = script!("due", " flags=allow-oom");
+pub static DUE: Script = script!("due", "allow-oom");
 /// Says that a pod is alive.
-pub static HEARTBEAT: Script = script!("heartbeat", " flags=allow-oom");
+pub static HEARTBEAT: Script = script!("heartbeat", "allow-oom");
 /// Cleans up after a pod.
-pub static BURY: Script = script!("bury", " flags=allow-oom");
+pub static BURY: Script = script!("bury", "allow-oom");
 /// Opens a scope.
 pub static SCOPE: Script = script!("scope", "");
 /// Indexes a page of buckets.
-pub static INDEX: Script = script!("index", " flags=allow-oom");
+pub static INDEX: Script = script!("index", "allow-oom");
 /// Looks for stuck lanes, closes idle ones, trims the events.
-pub static SWEEP: Script = script!("sweep", " flags=allow-oom");
+pub static SWEEP: Script = script!("sweep", "allow-oom");
 /// Stores a tenant's weight and cap.
 pub static TENANT: Script = script!("tenant", "");
 /// Stores a project's switches and cap.
 pub static PROJECT: Script = script!("project", "");
 /// Holds up a queue.
-pub static PAUSE: Script = script!("pause", " flags=allow-oom");
+pub static PAUSE: Script = script!("pause", "allow-oom");
 /// Lets it go on.
-pub static RESUME: Script = script!("resume", " flags=allow-oom");
+pub static RESUME: Script = script!("resume", "allow-oom");
 /// Sets how it is chosen who is next.
-pub static POLICY: Script = script!("policy", " flags=allow-oom");
+pub static POLICY: Script = script!("policy", "allow-oom");
 /// Stores a runner's record.
 pub static RUNNER_UPSERT: Script = script!("runner_upsert", "");
 /// Finds a runner by its token's hash.
-pub static RUNNER_FIND: Script = script!("runner_find", " flags=no-writes");
+pub static RUNNER_FIND: Script = script!("runner_find", "no-writes");
 
 /// Reads a page of the registry.
-pub static RUNNERS: Script = script!("runners", " flags=no-writes");
+pub static RUNNERS: Script = script!("runners", "no-writes");
 /// Looks at all that decides when a job runs.
-pub static EXPLAIN: Script = script!("explain", " flags=no-writes");
+pub static EXPLAIN: Script = script!("explain", "no-writes");
 /// Lists buckets with queued jobs.
-pub static BUCKETS: Script = script!("buckets", " flags=no-writes");
+pub static BUCKETS: Script = script!("buckets", "no-writes");
 /// Tells of jobs that no online runner could ever take.
-pub static STUCK: Script = script!("stuck", " flags=allow-oom");
+pub static STUCK: Script = script!("stuck", "allow-oom");
 
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
 pub static ALL: [&Script; 25] = [

@@ -90,7 +90,7 @@ impl Installation {
     /// How many scripts Redis was asked to run.
     pub async fn scripts_run(&self) -> u64 {
         let stats = self.command("INFO", &["commandstats"]).await;
-        let line = stats.as_str().expect("text").lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        let line = stats.as_str().expect("text").lines().find_map(|line| line.strip_prefix("cmdstat_fcall:calls="));
         line.and_then(|line| line.split(',').next()?.parse().ok()).expect("a count")
     }
 
