@@ -147,25 +147,23 @@ fn with_every_rule_nothing_at_all_breaks() {
     rung("all rules, slow looks", Rules::all(), Bounds { slow_looks: true, ..bounds }, &ALL, &[]);
 }
 
-/// The router of today has no replica to wait for, and closes a canceled job when its grace is over, however short that is.
+/// The router of today has no replica to wait for.
 #[test]
-fn the_rules_of_the_router_break_nothing_on_one_redis_but_for_a_start_that_is_slower_than_a_cancels_grace() {
+fn the_rules_of_the_router_break_nothing_on_one_redis() {
     let (rules, bounds) = (Rules::of_the_router(), Bounds::small());
-    rung("router, 3 leases", rules, Bounds { leases: 3, give_back: false, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
-    rung("router, 2 pods watch", rules, Bounds { pods: 2, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
-    rung("router, 3 beats", rules, Bounds { beats: 3, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
-    rung(
-        "router, slow beats",
-        rules,
-        Bounds { slow_beats: true, reconnect: false, ..bounds },
-        &ALL,
-        &[TOLD_IS_NOT_STARTED],
-    );
-    rung("router, slow looks", rules, Bounds { slow_looks: true, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
-    rung("router, machines sleep", rules, Bounds { sleep: true, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
-    rung("router, one attempt", rules, Bounds { max_attempts: 1, ..bounds }, &ALL, &[TOLD_IS_NOT_STARTED]);
-    let long_grace = Rules { grace_lasts_a_lease: true, ..rules };
-    rung("router, long grace", long_grace, bounds, &ALL, &[]);
+    rung("router, 3 leases", rules, Bounds { leases: 3, give_back: false, ..bounds }, &ALL, &[]);
+    rung("router, 2 pods watch", rules, Bounds { pods: 2, ..bounds }, &ALL, &[]);
+    rung("router, 3 beats", rules, Bounds { beats: 3, ..bounds }, &ALL, &[]);
+    rung("router, slow beats", rules, Bounds { slow_beats: true, reconnect: false, ..bounds }, &ALL, &[]);
+    rung("router, slow looks", rules, Bounds { slow_looks: true, ..bounds }, &ALL, &[]);
+    rung("router, machines sleep", rules, Bounds { sleep: true, ..bounds }, &ALL, &[]);
+    rung("router, one attempt", rules, Bounds { max_attempts: 1, ..bounds }, &ALL, &[]);
+}
+
+#[test]
+fn a_cancel_whose_grace_is_shorter_than_a_lease_is_told_while_its_start_is_on_its_way() {
+    let rules = Rules { grace_lasts_a_lease: false, ..Rules::of_the_router() };
+    rung("short grace", rules, Bounds::small(), &ALL, &[TOLD_IS_NOT_STARTED]);
 }
 
 #[test]
@@ -219,10 +217,15 @@ fn leases_that_expire_by_redis_clock_expire_when_it_jumps() {
     rung("expiry by Redis' clock", rules, Bounds::small(), &P1_TO_P4, &[ONE_RUNNER]);
 }
 
+/// Each of the two is enough on one Redis.
 #[test]
-fn an_expire_that_does_not_look_at_the_beat_ends_a_lease_that_was_renewed() {
+fn an_expire_that_neither_looks_at_the_beat_nor_counts_to_the_question_ends_a_lease_that_was_renewed() {
     let bounds = Bounds { slow_looks: true, ..short() };
-    let rules = Rules { expire_looks_at_beat: false, ..Rules::of_the_router() };
+    let one = Rules { counts_to_asking: false, ..Rules::of_the_router() };
+    rung("counts to the answer", one, bounds, &P1_TO_P4, &[]);
+    let other = Rules { expire_looks_at_beat: false, ..Rules::of_the_router() };
+    rung("does not look", other, bounds, &P1_TO_P4, &[]);
+    let rules = Rules { expire_looks_at_beat: false, ..one };
     rung("expire does not look", rules, bounds, &P1_TO_P4, &[ONE_RUNNER]);
 }
 

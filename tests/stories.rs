@@ -377,19 +377,27 @@ async fn cancel_wins_wherever_the_job_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_runner_that_does_not_hear_a_cancel_loses_the_job_when_its_grace_is_over() {
+async fn a_runner_that_does_not_hear_a_cancel_loses_the_job_when_its_grace_and_a_lease_are_over() {
     let mut installation = Installation::new().await;
     installation.config.cancel_grace = std::time::Duration::from_secs(1);
+    installation.config.lease = std::time::Duration::from_secs(3);
+    installation.config.beat_interval = std::time::Duration::from_millis(500);
     let pod = installation.pod("a").await;
     installation.register(1, json!({})).await;
     let (mut runner, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
     installation.job(1, json!({})).await;
     let assign = runner.assign().await;
     let lease = runner.accept(&assign).await;
+    let since = std::time::Instant::now();
     installation.publish("job.canceled", json!({"id": 1, "tenant": "ns:1"})).await;
     let revoked = runner
         .until(|kind| matches!(&kind, Down::Revoked(revoked) if revoked.lease.as_ref() == Some(&lease)).then_some(()));
     tokio::time::timeout(LIMIT, revoked).await.expect("it is revoked");
+    let took = since.elapsed();
+    assert!(
+        took >= std::time::Duration::from_millis(2_900),
+        "a runner whose Start is on its way has let go by then: {took:?}"
+    );
     assert_eq!(installation.story_of(1).await, ["queued", "assigned", "running", "canceled"]);
     runner.say(raw::finished(&lease)).await;
     runner.until(|kind| matches!(kind, Down::FinishedAck(_)).then_some(())).await;

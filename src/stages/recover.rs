@@ -51,7 +51,7 @@ pub async fn run(
         pods: Watch::new(config.pod_dead_after.saturating_sub(config.pod_heartbeat / 2)),
         leases: Watch::new(config.lease),
         assigned: Watch::new(config.accept_timeout),
-        canceling: Watch::new(config.cancel_grace.min(ahead(&config))),
+        canceling: Watch::new(canceling_watched(&config)),
         standing: Watch::new(config.sweep_interval / 2),
         sweep_cursor: "0".to_owned(),
         pod,
@@ -75,8 +75,14 @@ pub async fn run(
     }
 }
 
+/// How long a job that was told to stop is watched before it is ended for its runner: at least a lease, as its `Start` may still be on
+/// its way, and a runner that hears nothing drops what it has not started by then. One with a longer grace is looked at from `ahead`
+/// of its end on.
+fn canceling_watched(config: &Config) -> Duration {
+    config.lease.max(config.cancel_grace) - config.cancel_grace.saturating_sub(ahead(config))
+}
+
 /// How long before its deadline a job is looked at. A lease that was renewed within the last beat and a half is nobody's worry.
-/// A cancel with a longer grace is looked at from here on, so this is how long it is watched.
 fn ahead(config: &Config) -> Duration {
     config.lease.saturating_sub(config.beat_interval + config.beat_interval / 2)
 }
@@ -114,6 +120,7 @@ impl Recover {
 
     /// Says that this pod lives, and buries those that do not.
     async fn heartbeat(&mut self, mail_read: &str) -> Result<(), Undone> {
+        let asked = Instant::now();
         let call = || self.partition().heartbeat(&self.pod.name, mail_read, MAIL_TTL);
         let (new, pods) = self.pod.until_done("heartbeat", call).await?;
         if new {
@@ -123,7 +130,7 @@ impl Recover {
         }
         let others = pods.into_iter().filter(|(name, _)| *name != self.pod.name);
         let seen = others.map(|(name, beat)| (name.to_string(), beat));
-        for (name, heartbeat) in self.pods.unchanged(seen) {
+        for (name, heartbeat) in self.pods.unchanged(asked, seen) {
             let Ok(name) = name.parse() else { continue };
             let call = || self.partition().bury(&name, Some(&heartbeat));
             if let Some(given_back) = self.pod.until_done("bury", call).await? {
@@ -142,7 +149,7 @@ impl Recover {
     /// Backs up the wakes: a lane with the same head twice may be one whose wake was lost. The take stage knows.
     async fn sweep(&mut self) -> Result<(), Undone> {
         let config = self.pod.config.clone();
-        let mut seen = Vec::new();
+        let (asked, mut seen) = (Instant::now(), Vec::new());
         loop {
             let call = || {
                 let cursor = &self.sweep_cursor;
@@ -158,7 +165,7 @@ impl Recover {
                 break;
             }
         }
-        let standing: Vec<Lane> = self.standing.unchanged(seen).into_iter().map(|(lane, _)| lane).collect();
+        let standing: Vec<Lane> = self.standing.unchanged(asked, seen).into_iter().map(|(lane, _)| lane).collect();
         if !standing.is_empty() {
             let _ = self.take.send(ToTake::Standing(self.number, standing)).await;
         }
@@ -169,14 +176,15 @@ impl Recover {
     async fn expire(&mut self) -> Result<(), Undone> {
         let config = self.pod.config.clone();
         let ahead = ahead(&config);
+        let asked = Instant::now();
         let due = self.pod.until_done("due", || self.partition().due(ahead, DUE_PAGE, DUE_MAX)).await?;
         let (canceling, leased): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.state == "canceling");
         let (assigned, leased): (Vec<_>, Vec<_>) = leased.into_iter().partition(|due| due.state == "assigned");
         // The pushing pod looks after the time to accept; others only when it is past.
         let overdue = assigned.into_iter().filter(|due| due.overdue_ms >= 0);
-        let mut ended = self.assigned.unchanged(overdue.map(|due| (without_time(due), ())));
-        ended.extend(self.leases.unchanged(leased.into_iter().map(|due| (without_time(due), ()))));
-        let graceless = self.canceling.unchanged(canceling.iter().map(|due| (due.lease, ())));
+        let mut ended = self.assigned.unchanged(asked, overdue.map(|due| (without_time(due), ())));
+        ended.extend(self.leases.unchanged(asked, leased.into_iter().map(|due| (without_time(due), ()))));
+        let graceless = self.canceling.unchanged(asked, canceling.iter().map(|due| (due.lease, ())));
         let graceless = canceling.into_iter().filter(|due| graceless.contains(&(due.lease, ())));
         ended.extend(graceless.map(|due| (due, ())));
         for batch in ended.chunks(BATCH) {

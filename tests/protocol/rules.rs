@@ -131,11 +131,9 @@ impl Rules {
         }
     }
 
-    /// What the router does: with `require_replicas = 0`, and with a cancel's grace of any length.
+    /// What the router does: with `require_replicas = 0`.
     pub fn of_the_router() -> Self {
         Self {
-            grace_lasts_a_lease: false,
-            counts_to_asking: false,
             barrier_push: false,
             barrier_start: false,
             barrier_welcome: false,

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Watches things by key; each look must list all that are to be watched.
 pub(super) struct Watch<K, V> {
@@ -17,12 +19,19 @@ impl<K: Hash + Eq + Clone, V: PartialEq + Clone> Watch<K, V> {
         Self { long_enough, seen: HashMap::new() }
     }
 
-    /// Takes a look; answers those that have been the same in every look for long enough, and watches them anew.
-    pub(super) fn unchanged(&mut self, now_seen: impl IntoIterator<Item = (K, V)>) -> Vec<(K, V)> {
-        self.unchanged_at(Instant::now(), now_seen)
+    /// Takes a look, which was asked for at `asked`; answers those that have been the same in every look for long enough, and
+    /// watches them anew. A look shows how things were at some time between its question and its answer: so it has been long
+    /// enough when it is from the answer of the first look to the question of this one.
+    pub(super) fn unchanged(&mut self, asked: Instant, now_seen: impl IntoIterator<Item = (K, V)>) -> Vec<(K, V)> {
+        self.unchanged_at(asked, Instant::now(), now_seen)
     }
 
-    fn unchanged_at(&mut self, now: Instant, now_seen: impl IntoIterator<Item = (K, V)>) -> Vec<(K, V)> {
+    fn unchanged_at(
+        &mut self,
+        asked: Instant,
+        now: Instant,
+        now_seen: impl IntoIterator<Item = (K, V)>,
+    ) -> Vec<(K, V)> {
         let mut before = std::mem::take(&mut self.seen);
         let mut unchanged = Vec::new();
         for (key, value) in now_seen {
@@ -30,7 +39,7 @@ impl<K: Hash + Eq + Clone, V: PartialEq + Clone> Watch<K, V> {
                 Some((same, since)) if same == value => since,
                 _ => now,
             };
-            if now.duration_since(since) >= self.long_enough {
+            if asked.saturating_duration_since(since) >= self.long_enough {
                 unchanged.push((key, value));
             } else {
                 self.seen.insert(key, (value, since));
@@ -49,10 +58,20 @@ mod tests {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);
         let mut watch = Watch::new(Duration::from_secs(3));
-        assert!(watch.unchanged_at(at(0), [("same", 1), ("changes", 1), ("goes", 1)]).is_empty());
-        assert!(watch.unchanged_at(at(2), [("same", 1), ("changes", 2)]).is_empty());
-        let unchanged = watch.unchanged_at(at(3), [("same", 1), ("changes", 2), ("goes", 1)]);
+        assert!(watch.unchanged_at(at(0), at(0), [("same", 1), ("changes", 1), ("goes", 1)]).is_empty());
+        assert!(watch.unchanged_at(at(2), at(2), [("same", 1), ("changes", 2)]).is_empty());
+        let unchanged = watch.unchanged_at(at(3), at(3), [("same", 1), ("changes", 2), ("goes", 1)]);
         assert_eq!(unchanged, [("same", 1)]);
-        assert!(watch.unchanged_at(at(4), [("same", 1)]).is_empty(), "it is watched anew");
+        assert!(watch.unchanged_at(at(4), at(4), [("same", 1)]).is_empty(), "it is watched anew");
+    }
+
+    #[test]
+    fn the_time_that_looks_take_does_not_count() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut watch = Watch::new(Duration::from_secs(3));
+        assert!(watch.unchanged_at(at(0), at(5), [("one", 1)]).is_empty(), "seen at any time until the answer");
+        assert!(watch.unchanged_at(at(7), at(20), [("one", 1)]).is_empty(), "seen at any time since the question");
+        assert_eq!(watch.unchanged_at(at(8), at(8), [("one", 1)]), [("one", 1)]);
     }
 }
