@@ -11,7 +11,7 @@
 -- Cost O(256): at most about 300 calls, whatever is queued
 --
 -- flags: no-writes
--- uses: base event pause project bucket order index job look
+-- uses: base event pause affinity wake project bucket order index job look
 
 local id = ARGV[1]
 local told = {}
@@ -57,6 +57,13 @@ if job.state ~= 'queued' then return told end
 local ahead, more = ahead_in_bucket(job.bucket, job.entry_id)
 tell('ahead', ahead)
 tell('ahead_at_least', more and 1 or 0)
+
+local order = call('GETRANGE', P .. 'order:' .. id, 0, ORDER_HEAD)
+local liked = order ~= '' and call('GET', affinity_key(order))
+if liked then
+  local manager, pod = liked_parts(liked)
+  if is_alive(pod) then tell('likes', manager) end
+end
 
 local of_pause = { 'all', 'tenant:' .. tenant, 'project:' .. project_id }
 for _, scope in ipairs(p.open) do of_pause[#of_pause + 1] = 'lane:' .. scope .. ':' .. fp end

@@ -9,8 +9,9 @@
 -- ARGV[1]  pod             who calls; woken through the answer, not by mail
 -- ARGV[2]  accept_ms       how long a runner has to accept a job that is handed over
 -- ARGV[3]  affinity_ms     how long it is remembered which runner ran jobs with a key; 0: not at all
--- ARGV[4]  n               how many slots come along
--- ARGV[5…] per slot, 6:    id of the job that it is for, scope, rank, lease id, runner id, system id. The pod has matched them
+-- ARGV[4]  affinity_wait_ms how long a job waits for the manager that had its key last, from when it was queued
+-- ARGV[5]  n               how many slots come along
+-- ARGV[6…] per slot, 6:    id of the job that it is for, scope, rank, lease id, runner id, system id. The pod has matched them
 -- then     per job, 10:    id, inbox entry id, project id, facts ('<tenant key> <instance_runners> <group_runners>
 --                          <namespaces joined by ','>'; 0 or 1), fingerprint, capability as JSON, priority, queued_at_ms,
 --                          max_attempts, order (a line of JSON for the pod that hands it out, then the payload)
@@ -22,9 +23,9 @@
 --
 -- uses: base reply event score pause policy affinity wake version project bucket order index group count job assign
 
-local me, accept_ms, affinity_ms, n_slots = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local me, accept_ms, affinity_ms, wait_ms, n_slots = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local FIELDS = 10
-local FIRST = 5 + 6 * n_slots
+local FIRST = 6 + 6 * n_slots
 local outcomes, changed, mine, handed, woken = {}, {}, {}, {}, {}
 
 -- Which jobs are not here yet. Few batches have any that are: one look tells for most.
@@ -111,7 +112,7 @@ local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_a
 end
 
 local slot_of = {} -- job -> where its slot begins: lease id, runner id, system id; the scope and the rank are before them
-for at = FIRST - 3, 8, -6 do slot_of[ARGV[at - 3]] = at end
+for at = FIRST - 3, 9, -6 do slot_of[ARGV[at - 3]] = at end
 
 -- Whether a new job may go to its slot at once: nobody stands before it, no better slot waits, and nothing holds it up.
 local function is_next(scope, rank, name, project_id, fp)
@@ -122,13 +123,15 @@ local function is_next(scope, rank, name, project_id, fp)
   return scope ~= 'instance' or not tenant_capped(tenant) and not project_capped(tenant, project_id)
 end
 
--- Whether a new job likes a manager of another pod that waits in the lane with no worse a rank: it may be free.
-local function likes_another(slot, lane, rank, order)
+-- Whether a new job likes a manager of another pod that waits in the lane with no worse a rank: it may be free. Or another one, for
+-- which it waits.
+local function likes_another(slot, lane, rank, order, queued_at_ms)
   local liked = affinity_ms ~= '0' and call('GET', affinity_key(order))
   if not liked then return false end
   local manager, pod = liked_parts(liked)
-  if pod == me or manager == ARGV[slot + 1] .. ' ' .. ARGV[slot + 2] then return false end
-  return is_as_good(P .. 'waiting:' .. lane, pod, rank)
+  if manager == ARGV[slot + 1] .. ' ' .. ARGV[slot + 2] then return false end
+  if wait_ms > 0 and waits_for(pod, tonumber(queued_at_ms), wait_ms) then return true end
+  return pod ~= me and is_as_good(P .. 'waiting:' .. lane, pod, rank)
 end
 
 local due = string.format('%.0f', NOW + accept_ms)
@@ -184,7 +187,8 @@ for first = FIRST, #ARGV, FIELDS do
   else
     outcomes[#outcomes + 1] = OK
     local scope, rank = slot and ARGV[slot - 2], slot and tonumber(ARGV[slot - 1])
-    if slot and is_next(scope, rank, name, project_id, fp) and not likes_another(slot, scope .. ':' .. fp, rank, order) then
+    local lane = slot and scope .. ':' .. fp
+    if slot and is_next(scope, rank, name, project_id, fp) and not likes_another(slot, lane, rank, order, queued_at_ms) then
       hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
     else
       enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)

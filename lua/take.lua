@@ -7,30 +7,34 @@
 -- ARGV[1]  pod             who takes
 -- ARGV[2]  accept_ms       how long the runner has to accept
 -- ARGV[3]  affinity_ms     how long it is remembered which runner ran jobs with a key; 0: not at all
--- ARGV[4]  rank            of its class; a lane in which a pod of a lower rank waits is left to that one
--- ARGV[5]  n               how many lanes
--- ARGV[6…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
+-- ARGV[4]  affinity_wait_ms how long a job waits for the manager that had its key last, from when it was queued
+-- ARGV[5]  rank            of its class; a lane in which a pod of a lower rank waits is left to that one
+-- ARGV[6]  n               how many lanes
+-- ARGV[7…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
 -- then     per free slot, 3: lease id, runner id, system id; none: pass a wake on
 --
--- Returns {jobs, lanes}. Per job {lease id, job id, lane, attempt, order}: of the slots' managers it has the one that ran its key
---         last, if that one has a slot here, else the first slot that is left. Slots left over: the pod now waits in every
+-- Returns {jobs, lanes, held}. Per job {lease id, job id, lane, attempt, order}: of the slots' managers it has the one that
+--         ran its key last, if that one has a slot here, else the first slot that is left. Slots left over: the pod now waits in every
 --         lane asked; none left: in none of them. Lanes: those to ask again, as work is left that the index hid.
 --         Tenants of equal share go by the head of the bucket that stands first; that may be outdated where its
 --         project has started jobs from another lane since. In a paused lane the pod just waits.
 -- Cost O(slots · log tenants + lanes)
 --
 -- flags: allow-oom
--- uses: base event score pause policy affinity wake project bucket order index group count job assign
+-- uses: base event score pause policy affinity wake project bucket order index group count job assign look
 
-local me, accept_ms, affinity_ms, rank, n_lanes = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local first_slot = 6 + n_lanes
+local me, accept_ms, affinity_ms, wait_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local rank, n_lanes = tonumber(ARGV[5]), tonumber(ARGV[6])
+local first_slot = 7 + n_lanes
 local n_slots = (#ARGV - first_slot + 1) / 3
 local took = P .. 'took:' .. (ARGV[first_slot] or '')
 
 local TOOK_MS = 60000 -- how long a repeated call is known as such; by then what it took has gone back
 
--- How far ahead to read: a lane's tenants or buckets, as many as may be taken, and one; a tenant's buckets.
-local AHEAD = math.min(n_slots, STEPS) + 1
+local heads, scope_of, fp_of = {}, {}, {} -- by lane: those who stand there, and its parts
+
+-- How far ahead to read: a lane's tenants or buckets, as many as may be taken or passed over, and one; a tenant's buckets.
+local AHEAD = (wait_ms > 0 and n_slots > 0 and STEPS or math.min(n_slots, STEPS)) + 1
 local TENANT_AHEAD = math.min(AHEAD, 8)
 
 -- Where a slot's ARGV begin.
@@ -113,7 +117,41 @@ local function next_of_buckets(lane, fp, scope)
   return fp .. ':' .. id .. ':' .. priority, id
 end
 
--- Takes one job from a lane; nil when the lane's head was not what it seemed.
+-- The free slots' managers, '<runner id> <system id>', each with the numbers of its slots, the last first.
+local function slots_by_manager()
+  local slots_of = {}
+  for nth = n_slots, 1, -1 do
+    local manager = ARGV[slot_at(nth) + 1] .. ' ' .. ARGV[slot_at(nth) + 2]
+    slots_of[manager] = slots_of[manager] or {}
+    table.insert(slots_of[manager], nth)
+  end
+  return slots_of
+end
+
+local held = {}
+local unclaimed -- the managers' slots that no job which likes them was taken for
+
+-- Whether the first job of a bucket waits for the manager that it likes, and has been passed over in this call: what stands
+-- behind it in its lane goes first, as long as it waits. In an instance lane that is all of its tenant.
+local function hold_back(lane, name)
+  local entry = first_queued(name)
+  local order = entry and call('GETRANGE', P .. 'order:' .. entry[2][2], 0, ORDER_HEAD)
+  local liked = order and order ~= '' and call('GET', affinity_key(order))
+  if not liked then return false end
+  local manager, pod = liked_parts(liked)
+  unclaimed = unclaimed or slots_by_manager()
+  if table.remove(unclaimed[manager] or {}) then return false end
+  if not waits_for(pod, tonumber(entry[2][4]), wait_ms) then return false end
+  table.remove(heads[lane], 1) -- here only: it stays where it stands
+  local runner_id, system_id = string.match(manager, '^(%S+) (%S+)$')
+  held[#held + 1] = { lane, entry[2][4] + wait_ms - NOW, runner_id, system_id }
+  if pod ~= me and call('ZSCORE', P .. 'waiting:' .. lane, pod) then
+    mail(pod, 'type', 'wake', 'lane', lane, 'likes', manager) -- its manager may be free
+  end
+  return true
+end
+
+-- Takes one job from a lane; nil when the lane's head was not what it seemed, or waits.
 local function take_from(lane, scope, fp)
   local name, project_id
   if scope == 'instance' then
@@ -121,7 +159,7 @@ local function take_from(lane, scope, fp)
   else
     name, project_id = next_of_buckets(lane, fp, scope)
   end
-  if not name then return nil end
+  if not name or wait_ms > 0 and hold_back(lane, name) then return nil end
   local entry_id, id, next_head, given_back = bucket_pop(name, me)
   if not entry_id then return reindex(name, nil) end
   local attempt = '1'
@@ -143,12 +181,7 @@ end
 local function by_slot(taken, orders)
   local of_slot, has_slot = {}, {}
   if affinity_ms ~= '0' and n_slots > 1 and taken[1] then
-    local slots_of, keys = {}, {}
-    for nth = n_slots, 1, -1 do
-      local manager = ARGV[slot_at(nth) + 1] .. ' ' .. ARGV[slot_at(nth) + 2]
-      slots_of[manager] = slots_of[manager] or {}
-      table.insert(slots_of[manager], nth)
-    end
+    local slots_of, keys = slots_by_manager(), {}
     for i, order in ipairs(orders) do keys[i] = affinity_key(order) end
     for i, liked in ipairs(call('MGET', unpack(keys))) do
       local nth = liked and table.remove(slots_of[liked_parts(liked)] or {})
@@ -187,11 +220,12 @@ local function assign_all(taken)
 end
 
 local jobs = n_slots > 0 and repeated()
-if jobs then return { jobs, {} } end
+if jobs then -- what it passed over is not known any more: the lanes are asked again
+  return { jobs, wait_ms > 0 and { unpack(ARGV, 7, first_slot - 1) } or {}, {} }
+end
 local taken = {}
 
-local heads, scope_of, fp_of = {}, {}, {}
-for i = 6, first_slot - 1 do
+for i = 7, first_slot - 1 do
   local lane = ARGV[i]
   local list = order_of(lane_key(lane), AHEAD)
   scope_of[lane], fp_of[lane] = string.match(lane, '^(.*):([^:]+)$')
@@ -252,15 +286,16 @@ write_orders()
 jobs = assign_all(taken)
 write_assigned(me)
 
-local mine = {}
+local mine, holds = {}, {}
+for _, job in ipairs(held) do holds[job[1]] = true end
 for lane, list in pairs(heads) do
   if #taken == n_slots then
     call('ZREM', P .. 'waiting:' .. lane, me)
-    if list[1] then wake_one(lane, me) end
+    if list[1] or holds[lane] then wake_one(lane, me) end
   elseif list[1] then
     mine[#mine + 1] = lane
   else
     call('ZADD', P .. 'waiting:' .. lane, rank, me)
   end
 end
-return { jobs, mine }
+return { jobs, mine, held }

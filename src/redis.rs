@@ -34,7 +34,8 @@ pub use error::{RedisError, Refusal};
 pub use explain::{Explainer, ExplainerKeys};
 pub use keys::Keys;
 pub use partition::{
-    Due, Expired, FannedOut, HandOver, Mail, Manager, Offer, Partition, Renewed, Report, Return, TakenJob, Terms,
+    Due, Expired, FannedOut, HandOver, HeldBack, Mail, Manager, Offer, Partition, Renewed, Report, Return, Taken,
+    TakenJob, Terms,
 };
 pub use pauses::{Over, Resumed};
 pub use policy::{LaneOrder, Policy};

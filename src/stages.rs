@@ -98,8 +98,9 @@ pub enum ToTake {
     Wake(u16, Vec<Lane>),
     /// A job for which this lane is about to be woken likes this manager.
     Likes(u16, Lane, Manager),
-    /// Jobs are about to be queued, answer free slots to hand them to. Every slot answered comes back as `Queued`.
-    Queueing(u16, Vec<Queueing>, oneshot::Sender<Vec<Slot>>),
+    /// Jobs are about to be queued, answer free slots to hand them to; if so told, for all of them or none. Every slot answered
+    /// comes back as `Queued`.
+    Queueing(u16, Vec<Queueing>, bool, oneshot::Sender<Vec<Slot>>),
     /// Slots that were answered to `Queueing`, with the jobs that were handed to them.
     Queued(u16, Vec<(Slot, Option<TakenJob>)>),
     /// These lanes of a partition have had the same work at their head for a while. Normal while no slot is free; if this pod
@@ -178,8 +179,8 @@ impl Pod {
 
     /// On what terms jobs are assigned.
     pub fn terms(&self) -> Terms {
-        let Config { accept_timeout, affinity_memory, .. } = *self.config;
-        Terms { accept_timeout, affinity_memory }
+        let Config { accept_timeout, affinity_memory, affinity_wait, .. } = *self.config;
+        Terms { accept_timeout, affinity_memory, affinity_wait }
     }
 
     /// A new lease id for a job of a partition.

@@ -12,7 +12,11 @@ use serde_json::json;
 use support::pods::{Gate, Installation, Noting};
 use support::{World, instance_lane, job, name};
 
-const TERMS: Terms = Terms { accept_timeout: Duration::from_secs(10), affinity_memory: Duration::from_secs(60) };
+const TERMS: Terms = Terms {
+    accept_timeout: Duration::from_secs(10),
+    affinity_memory: Duration::from_secs(60),
+    affinity_wait: Duration::ZERO,
+};
 
 fn offer(system_id: &str) -> Offer {
     Offer { lease_id: LeaseId::random(0), runner_id: RunnerId(1), system_id: name(system_id) }
@@ -23,7 +27,7 @@ fn with_key(id: u64, key: &str) -> PendingJob {
 }
 
 async fn take(world: &World, pod: &str, terms: Terms, offers: &[Offer]) -> Vec<TakenJob> {
-    world.partition.take(&name(pod), terms, 0, &[instance_lane()], offers).await.expect("takes").0
+    world.partition.take(&name(pod), terms, 0, &[instance_lane()], offers).await.expect("takes").jobs
 }
 
 /// Which job went to which manager.

@@ -34,7 +34,12 @@ struct Stage {
 fn explainer(installation: &Installation) -> Explainer {
     let config = &installation.config;
     let keys = Keys::new(&config.key_prefix, config.redis_partitions);
-    let keys = ExplainerKeys { keys, inbox_stream: config.inbox_stream.clone(), lease: config.lease };
+    let keys = ExplainerKeys {
+        keys,
+        inbox_stream: config.inbox_stream.clone(),
+        lease: config.lease,
+        affinity_wait: config.affinity_wait,
+    };
     Explainer::new(&installation.redis, keys)
 }
 
@@ -44,6 +49,7 @@ impl Stage {
         // As long as a test may take.
         installation.config.accept_timeout = Duration::from_secs(50);
         installation.config.decline_backoff = Duration::from_secs(60);
+        installation.config.affinity_wait = Duration::from_secs(50);
         let pod = installation.pod("a").await;
         Self { installation, pod, sessions: BTreeMap::new(), leases: BTreeMap::new() }
     }
@@ -57,7 +63,10 @@ impl Stage {
         self.installation.until_inbox_empty().await;
     }
 
-    async fn job(&self, id: u64, data: Value) {
+    async fn job(&self, id: u64, mut data: Value) {
+        // Unless it is told to, it likes nobody who ran another.
+        let affinity = data.get("affinity").cloned().unwrap_or_else(|| json!(format!("job:{id}")));
+        data["affinity"] = affinity;
         self.installation.job(id, data).await;
         self.installation.until_inbox_empty().await;
     }

@@ -33,7 +33,7 @@ async fn world_in(state: State, event: Event) -> (World, Lease) {
     let mut job = job(1);
     job.max_attempts = if event == (Event::Expire { attempts_left: true }) { 2 } else { 1 };
     world.queue(job).await;
-    let taken = world.partition.take(&name("pod"), LONG, 0, &[instance_lane()], &offers(1)).await.expect("takes").0;
+    let taken = world.partition.take(&name("pod"), LONG, 0, &[instance_lane()], &offers(1)).await.expect("takes").jobs;
     let lease = taken[0].lease;
     let path: &[Event] = match state {
         State::Queued => &[Event::GiveBack { limit_reached: false }],
@@ -60,7 +60,7 @@ async fn apply(world: &World, event: Event, lease: Lease) -> bool {
     };
     match event {
         Event::Take => {
-            let taken = partition.take(&pod, LONG, 0, &[instance_lane()], &offers(1)).await.expect("takes").0;
+            let taken = partition.take(&pod, LONG, 0, &[instance_lane()], &offers(1)).await.expect("takes").jobs;
             !taken.is_empty()
         }
         Event::Start => ok(&partition.start(LONG, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts")),

@@ -293,7 +293,8 @@ impl Run {
         self.index(pod).await;
         let instance = !offers.is_empty() && lanes.iter().any(|lane| lane.scope == Scope::Instance);
         let before = if instance { Dump::read_lanes(&self.world).await } else { Dump::default() };
-        let (jobs, wakes) = self.world.partition.take(&name(pod), LONG, 0, lanes, offers).await.expect("takes");
+        let taken = self.world.partition.take(&name(pod), LONG, 0, lanes, offers).await.expect("takes");
+        let (jobs, wakes) = (taken.jobs, taken.again);
         if let Some(woken) = self.woken.get_mut(pod) {
             woken.retain(|lane| !lanes.contains(lane));
         }

@@ -45,7 +45,7 @@ async fn resume(world: &World, target: &Target) -> Resumed {
 }
 
 async fn take(world: &World, lane: Lane, n: usize) -> Vec<u64> {
-    let taken = world.partition.take(&name("pod"), LONG, 0, &[lane], &offers(n)).await.expect("takes").0;
+    let taken = world.partition.take(&name("pod"), LONG, 0, &[lane], &offers(n)).await.expect("takes").jobs;
     taken.iter().map(|job: &TakenJob| job.lease.job_id.0).collect()
 }
 
@@ -139,11 +139,11 @@ async fn a_long_queue_of_a_paused_tenant_at_the_head_of_a_lane_blocks_nobody() {
     loop {
         calls += 1;
         let answer = world.partition.take(&name("pod"), LONG, 0, &[group_lane()], &offers(1)).await.expect("takes");
-        if let [job] = &answer.0[..] {
+        if let [job] = &answer.jobs[..] {
             assert_eq!(job.lease.job_id, JobId(1_000));
             break;
         }
-        assert_eq!(answer.1, [group_lane()], "it is to be asked again");
+        assert_eq!(answer.again, [group_lane()], "it is to be asked again");
     }
     assert!(calls <= 300 / 64 + 1, "{calls}");
     assert_eq!(take(&world, group_lane(), 1).await, NONE);
@@ -159,11 +159,11 @@ async fn what_runs_goes_on_while_it_is_paused_and_a_cancel_is_heard() {
             world.queue(job(id)).await;
         }
         let slots = offers(2);
-        let taken = world.partition.take(&name("pod"), LONG, 0, &[instance_lane()], &slots).await.expect("takes").0;
+        let taken = world.partition.take(&name("pod"), LONG, 0, &[instance_lane()], &slots).await.expect("takes").jobs;
         let [runs, declined]: [Lease; 2] = [taken[0].lease, taken[1].lease];
         pause(&world, &target, None).await;
         // The answer of a take may be lost: what it took was taken before.
-        let again = world.partition.take(&name("pod"), LONG, 0, &[instance_lane()], &slots).await.expect("takes").0;
+        let again = world.partition.take(&name("pod"), LONG, 0, &[instance_lane()], &slots).await.expect("takes").jobs;
         assert_eq!(again.len(), 2, "{target}");
         let started = world.partition.start(LONG, &[(runs.job_id, Some(runs.lease_id))]).await.expect("starts");
         assert_eq!(started, [Outcome::Ok], "{target}");

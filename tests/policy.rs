@@ -33,7 +33,7 @@ fn of_priority(mut job: PendingJob, rank: i64) -> PendingJob {
 }
 
 async fn take(world: &World, lanes: &[Lane], n: usize) -> Vec<TakenJob> {
-    world.partition.take(&name("pod"), LONG, 0, lanes, &offers(n)).await.expect("takes").0
+    world.partition.take(&name("pod"), LONG, 0, lanes, &offers(n)).await.expect("takes").jobs
 }
 
 fn ids(taken: &[TakenJob]) -> Vec<u64> {

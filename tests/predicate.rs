@@ -9,7 +9,7 @@ use std::time::Duration;
 use itertools::iproduct;
 use job_router::contract::{Limits, Message};
 use job_router::job::{JobId, PendingJob};
-use job_router::redis::Return;
+use job_router::redis::{Return, Taken};
 use job_router::runner::{Lane, RunnerClass, Scope};
 use job_router::tags::TagSet;
 use serde_json::{Value, json};
@@ -153,7 +153,7 @@ async fn what_a_runner_takes_through_the_scripts_is_what_the_rules_say() {
         loop {
             let slots = offers(64);
             let answer = world.partition.take(&name("pod"), Duration::from_secs(60), 0, &matched, &slots).await;
-            let (page, again) = answer.expect("takes");
+            let Taken { jobs: page, again, .. } = answer.expect("takes");
             taken.extend(page.iter().map(|job| job.lease));
             if page.len() < slots.len() && again.is_empty() {
                 break;

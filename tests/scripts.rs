@@ -21,7 +21,7 @@ async fn instance_world() -> World {
 }
 
 async fn take_from(world: &World, lane: Lane, n: usize) -> Vec<TakenJob> {
-    world.partition.take(&name("pod"), ACCEPT, 0, &[lane], &offers(n)).await.expect("takes").0
+    world.partition.take(&name("pod"), ACCEPT, 0, &[lane], &offers(n)).await.expect("takes").jobs
 }
 
 async fn take(world: &World, n: usize) -> Vec<TakenJob> {
@@ -250,9 +250,9 @@ async fn every_call_of_a_life_repeated_changes_nothing_more() {
     world.queue(job(3)).await;
 
     let slots = offers(2);
-    let first = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &slots).await.expect("takes").0;
+    let first = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &slots).await.expect("takes").jobs;
     let assigned = world.snapshot().await;
-    let second = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &slots).await.expect("takes").0;
+    let second = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &slots).await.expect("takes").jobs;
     assert_eq!((ids(&first), first[0].lease), (ids(&second), second[0].lease));
     assert_eq!(world.snapshot().await, assigned);
 
@@ -611,7 +611,7 @@ async fn a_pod_that_finds_nothing_waits_and_is_woken_through_answer_or_mail() {
     assert_eq!(ids(&take(&world, 1).await), [1]);
 
     let nothing = world.partition.take(&name("other"), ACCEPT, 0, &[instance_lane()], &offers(1)).await.expect("takes");
-    assert!(nothing.0.is_empty());
+    assert!(nothing.jobs.is_empty());
     assert!(world.queue(job(2)).await.wakes.is_empty());
     let mail = world.snapshot().await.remove("mail:other").expect("mail");
     assert!(mail.contains(&format!("wake lane {}", instance_lane())), "{mail}");
@@ -641,7 +641,7 @@ async fn a_lane_in_which_a_better_pod_waits_is_left_to_it_until_it_is_full() {
     world.heartbeat("better").await;
     let take_as = async |pod: &str, rank: i64, n: usize| {
         let answer = world.partition.take(&name(pod), ACCEPT, rank, &[instance_lane()], &offers(n)).await;
-        ids(&answer.expect("takes").0)
+        ids(&answer.expect("takes").jobs)
     };
     assert!(take_as("pod", 0, 1).await.is_empty() && take_as("better", -1, 2).await.is_empty(), "both wait");
     world.queue(job(1)).await;
@@ -680,7 +680,7 @@ async fn a_pod_that_cannot_take_passes_the_wake_on() {
     take(&world, 1).await;
     assert_eq!(world.queue(job(1)).await.wakes.len(), 1);
     let none = world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &[]).await.expect("takes");
-    assert!(none.0.is_empty());
+    assert!(none.jobs.is_empty());
     assert!(world.snapshot().await.contains_key("mail:other"));
 }
 
@@ -692,7 +692,7 @@ async fn a_dead_pod_leaves_its_undelivered_jobs_and_its_unheard_wakes_to_others(
         world.queue(job(id)).await;
     }
     let dead = name("dead");
-    let taken = world.partition.take(&dead, ACCEPT, 0, &[instance_lane()], &offers(2)).await.expect("takes").0;
+    let taken = world.partition.take(&dead, ACCEPT, 0, &[instance_lane()], &offers(2)).await.expect("takes").jobs;
     start(&world, taken[0].lease).await;
     assert_eq!(world.partition.bury(&dead, Some("1")).await.expect("buries"), None, "its heartbeat has moved");
     assert_eq!(world.partition.bury(&dead, Some(&beat)).await.expect("buries"), Some(1));
@@ -763,7 +763,8 @@ async fn the_end_of_a_capped_tenants_job_wakes_who_waits_for_its_next() {
     world.queue(job(2)).await;
     let lease = running(&world).await;
     world.heartbeat("other").await;
-    let taken = world.partition.take(&name("other"), ACCEPT, 0, &[instance_lane()], &offers(1)).await.expect("takes").0;
+    let taken =
+        world.partition.take(&name("other"), ACCEPT, 0, &[instance_lane()], &offers(1)).await.expect("takes").jobs;
     assert!(taken.is_empty(), "the tenant is at its cap");
     finish(&world, lease).await;
     assert!(mailed(&world, "other").await.contains("wake"));
@@ -862,7 +863,7 @@ async fn a_tenants_jobs_in_several_lanes_go_by_age_and_not_by_the_lanes_names() 
     }
     let mut order = Vec::new();
     for _ in 0..8 {
-        let taken = world.partition.take(&name("pod"), ACCEPT, 0, &lanes[..2], &offers(1)).await.expect("takes").0;
+        let taken = world.partition.take(&name("pod"), ACCEPT, 0, &lanes[..2], &offers(1)).await.expect("takes").jobs;
         order.extend(ids(&taken));
         assert_eq!(start(&world, taken[0].lease).await, Outcome::Ok);
         assert_eq!(finish(&world, taken[0].lease).await, Outcome::Ok);

@@ -2,6 +2,8 @@
 --
 -- affinity:<key>  string  '<runner id> <system id> <pod>', kept `affinity_memory`; the key as it stands in the job's order
 
+local ORDER_HEAD = 4096 -- longer than the first line of any order
+
 -- The key under which it is kept who ran jobs like that of this order.
 local function affinity_key(order)
   return P .. 'affinity:' .. string.match(order, '"affinity":"(.-)","traceparent"')

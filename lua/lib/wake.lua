@@ -19,6 +19,16 @@ local function mail(pod, ...)
   return NOW - seen <= SILENT_AFTER_MS
 end
 
+local function is_alive(pod)
+  local seen = call('ZSCORE', KEYS[2], pod)
+  return seen and NOW - seen <= SILENT_AFTER_MS
+end
+
+-- Whether a job that was queued then still waits for a manager of this pod.
+local function waits_for(pod, queued_at_ms, wait_ms)
+  return queued_at_ms + wait_ms > NOW and is_alive(pod)
+end
+
 -- Whether a pod waits there, with a rank that is not worse than this score's.
 local function is_as_good(waiting, pod, score)
   local own = call('ZSCORE', waiting, pod)
@@ -62,6 +72,5 @@ end
 local function is_anothers(lane, me, rank)
   local best = call('ZRANGE', P .. 'waiting:' .. lane, 0, 0, 'WITHSCORES')
   if not best[1] or best[1] == me or math.floor(best[2]) >= rank then return false end
-  local seen = call('ZSCORE', KEYS[2], best[1])
-  return seen and NOW - seen <= SILENT_AFTER_MS
+  return is_alive(best[1])
 end

@@ -39,6 +39,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         keys: connection::keys(&config),
         inbox_stream: config.inbox_stream.clone(),
         lease: config.lease,
+        affinity_wait: config.affinity_wait,
     };
     let told = Explainer::new(&redis, keys).explain(JobId(args.id), tenant.as_ref()).await?;
     redis.quit().await;

@@ -56,6 +56,15 @@ pub(super) fn find(
         less_than("lease less lease_margin", own_lease, config.redis_command_timeout),
     );
     refuse(
+        &["affinity_wait", "affinity_memory"],
+        config.affinity_wait > config.affinity_memory,
+        format!(
+            "must not be longer than affinity_memory ({}); is {}",
+            format_duration(config.affinity_memory),
+            format_duration(config.affinity_wait)
+        ),
+    );
+    refuse(
         &["payload_max_bytes", "data_max_bytes"],
         config.payload_max_bytes > config.data_max_bytes,
         format!("must be at most data_max_bytes ({}); is {}", config.data_max_bytes, config.payload_max_bytes),

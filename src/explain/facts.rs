@@ -76,6 +76,8 @@ pub struct Live {
     pub tenant_running: Running,
     /// Who has it, unless it is queued.
     pub held: Option<Held>,
+    /// The manager that had its affinity key last, unless its pod is gone.
+    pub likes: Option<Likes>,
     /// Why it was canceled.
     pub cancel_reason: Option<String>,
     /// Queued jobs before it in its bucket.
@@ -84,6 +86,17 @@ pub struct Live {
     pub lanes: Vec<LaneLook>,
     /// Pauses that it is under, lanes apart.
     pub pauses: Pauses,
+}
+
+/// A manager that a job likes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Likes {
+    /// Its runner.
+    pub runner_id: u64,
+    /// Which of that runner's.
+    pub system_id: String,
+    /// How long the job still waits for it, in ms.
+    pub left_ms: u64,
 }
 
 /// Jobs that run, and how many may.

@@ -57,6 +57,8 @@ words! {
         ProjectCap = "project_cap",
         /// Runners with a free slot have just declined a job, and are left alone for a moment.
         BackingOff = "backing_off",
+        /// It waits for the runner that had the last job with its affinity key, though another has a free slot.
+        AffinityWait = "affinity_wait",
         /// All runners that could take it are busy; it is next.
         NoSlot = "no_slot",
         /// They are busy, and jobs of its own tenant go first.

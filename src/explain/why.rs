@@ -134,6 +134,12 @@ pub(super) fn waiting(
     let (reason, summary) = if usable.is_empty() {
         let mine = scopes.iter().filter(|part| able.iter().any(|one| part.is_of(one)));
         blocked(job, mine.collect::<Vec<_>>().as_slice())
+    } else if let Some(id) = with(RunnerReason::Free).next()
+        && let Some(likes) = job.likes.as_ref().filter(|likes| likes.left_ms > 0)
+    {
+        let who = format!("runner {} ({}), which had the last job like it", likes.runner_id, likes.system_id);
+        let left = duration(likes.left_ms);
+        (Reason::AffinityWait, format!("it waits for {who}, at most {left} more; runner {id} has a free slot for it"))
     } else if let Some(id) = with(RunnerReason::Free).next() {
         (Reason::SlotFree, format!("runner {id} has a free slot for it: it should start within moments"))
     } else if with(RunnerReason::BackingOff).next().is_some() {

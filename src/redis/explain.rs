@@ -7,7 +7,9 @@ use serde::Deserialize;
 
 use super::partition::{capability_of, parse};
 use super::{Entry, Keys, Partition, Presence, Redis, RedisError, Reply, Runners, scripts};
-use crate::explain::facts::{Count, Held, InboxLag, LaneLook, Live, Look, Pause, Pauses, Roster, Running, Start};
+use crate::explain::facts::{
+    Count, Held, InboxLag, LaneLook, Likes, Live, Look, Pause, Pauses, Roster, Running, Start,
+};
 use crate::explain::{Explanation, explain};
 use crate::flow::State;
 use crate::job::{JobId, ProjectFacts, RunnerId, Tenant};
@@ -36,6 +38,8 @@ pub struct ExplainerKeys {
     pub inbox_stream: String,
     /// How long a lease lasts at the pods.
     pub lease: Duration,
+    /// How long a job waits for the manager that it likes.
+    pub affinity_wait: Duration,
 }
 
 /// How many connected runners that the registry does not list are looked up one by one.
@@ -80,7 +84,13 @@ impl Explainer {
         for (_, partition) in asked {
             let (now, look) = partition.explain(id).await?;
             now_ms = now;
-            let Some(look) = look else { continue };
+            let Some(mut look) = look else { continue };
+            if let Look::Live(job) = &mut look
+                && let Some(likes) = &mut job.likes
+            {
+                let until_ms = job.queued_at_ms + self.keys.affinity_wait.as_millis() as u64;
+                likes.left_ms = until_ms.saturating_sub(now);
+            }
             if !matches!(&look, Look::Live(job) if job.state == State::Queued) {
                 return Ok(explain(&look, &Roster::default(), &[], lease_ms));
             }
@@ -233,6 +243,7 @@ impl Told {
             weight: self.maybe("weight")?.unwrap_or(1) as u32,
             tenant_running: Running { running: self.number("tenant_running")?, max_running: self.maybe("tenant_cap")? },
             held: self.held(state)?,
+            likes: self.likes()?,
             cancel_reason: self.text("cancel_reason")?.and_then(|json| serde_json::from_str(json).ok()),
             ahead: Count { count: self.number("ahead")?, at_least: self.number("ahead_at_least")? == 1 },
             lanes: lanes.into_iter().map(lane).collect::<Result<_, _>>()?,
@@ -242,6 +253,13 @@ impl Told {
                 project: self.pause("paused_project", now_ms)?,
             },
         })
+    }
+
+    fn likes(&self) -> Result<Option<Likes>, RedisError> {
+        let words = self.text("likes")?.and_then(|likes| likes.split_once(' '));
+        Ok(words.and_then(|(runner_id, system_id)| {
+            Some(Likes { runner_id: runner_id.parse().ok()?, system_id: system_id.to_owned(), left_ms: 0 })
+        }))
     }
 
     fn held(&self, state: State) -> Result<Option<Held>, RedisError> {

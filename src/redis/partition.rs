@@ -46,13 +46,37 @@ pub struct Terms {
     pub accept_timeout: Duration,
     /// How long it is remembered which manager ran jobs with an affinity key; zero: not at all.
     pub affinity_memory: Duration,
+    /// How long a job waits for that manager, from when it was queued.
+    pub affinity_wait: Duration,
 }
 
 /// Without affinity.
 impl From<Duration> for Terms {
     fn from(accept_timeout: Duration) -> Self {
-        Self { accept_timeout, affinity_memory: Duration::ZERO }
+        Self { accept_timeout, affinity_memory: Duration::ZERO, affinity_wait: Duration::ZERO }
     }
+}
+
+/// What a take answers.
+#[derive(Debug)]
+pub struct Taken {
+    /// The jobs, in the order of the slots.
+    pub jobs: Vec<TakenJob>,
+    /// Lanes to ask again.
+    pub again: Vec<Lane>,
+    /// Jobs that were passed over.
+    pub held: Vec<HeldBack>,
+}
+
+/// A job that was passed over, as it waits for the manager that had its affinity key last.
+#[derive(Debug)]
+pub struct HeldBack {
+    /// Where it stands.
+    pub lane: Lane,
+    /// For whom.
+    pub likes: Manager,
+    /// For how long at most.
+    pub at_most: Duration,
 }
 
 /// One process of a runner: which runner, and its system id.
@@ -289,9 +313,9 @@ impl Partition {
         terms: impl Into<Terms>,
         slots: &[HandOver],
     ) -> Result<FannedOut, RedisError> {
-        let mut args = Vec::with_capacity(4 + slots.len() * 6 + jobs.len() * 10);
-        let Terms { accept_timeout, affinity_memory } = terms.into();
-        args.extend([pod.as_str().into(), ms(accept_timeout), ms(affinity_memory), (slots.len() as u64).into()]);
+        let mut args = Vec::with_capacity(5 + slots.len() * 6 + jobs.len() * 10);
+        push_terms(&mut args, pod, terms.into());
+        args.push((slots.len() as u64).into());
         for HandOver { job_id, lane, rank, offer } in slots {
             args.extend([job_id.0.into(), lane.scope.to_string().into(), (*rank).into()]);
             push_offer(&mut args, offer);
@@ -308,8 +332,7 @@ impl Partition {
         })
     }
 
-    /// `take`: takes jobs of these lanes for these slots; with no slots, passes a wake on. Also answers the lanes to
-    /// ask again. A lane in which a pod of a lower `rank` waits is left to that one.
+    /// `take`: takes jobs of these lanes for these slots; with no slots, passes a wake on. A lane in which a pod of a lower `rank` waits is left to that one.
     pub async fn take(
         &self,
         pod: &Name,
@@ -317,18 +340,20 @@ impl Partition {
         rank: i64,
         lanes: &[Lane],
         offers: &[Offer],
-    ) -> Result<(Vec<TakenJob>, Vec<Lane>), RedisError> {
-        let mut args = Vec::with_capacity(5 + lanes.len() + offers.len() * 3);
-        let Terms { accept_timeout, affinity_memory } = terms.into();
-        args.extend([pod.as_str().into(), ms(accept_timeout), ms(affinity_memory), rank.into()]);
-        args.push((lanes.len() as u64).into());
+    ) -> Result<Taken, RedisError> {
+        let mut args = Vec::with_capacity(6 + lanes.len() + offers.len() * 3);
+        push_terms(&mut args, pod, terms.into());
+        args.extend([rank.into(), (lanes.len() as u64).into()]);
         args.extend(lanes.iter().map(|lane| Arg::from(lane.to_string())));
         for offer in offers {
             push_offer(&mut args, offer);
         }
-        let [jobs, again] = self.call(&scripts::TAKE, args).await?.into_tuple()?;
-        let jobs = jobs.into_array()?.into_iter().map(taken_of).collect::<Result<_, _>>()?;
-        Ok((jobs, lanes_of(again)?))
+        let [jobs, again, held] = self.call(&scripts::TAKE, args).await?.into_tuple()?;
+        Ok(Taken {
+            jobs: jobs.into_array()?.into_iter().map(taken_of).collect::<Result<_, _>>()?,
+            again: lanes_of(again)?,
+            held: held.into_array()?.into_iter().map(held_of).collect::<Result<_, _>>()?,
+        })
     }
 
     /// `start`: records accepted jobs as running.
@@ -601,6 +626,11 @@ impl Partition {
     }
 }
 
+fn push_terms(args: &mut Vec<Arg>, pod: &Name, terms: Terms) {
+    let Terms { accept_timeout, affinity_memory, affinity_wait } = terms;
+    args.extend([pod.as_str().into(), ms(accept_timeout), ms(affinity_memory), ms(affinity_wait)]);
+}
+
 fn push_offer(args: &mut Vec<Arg>, offer: &Offer) {
     args.extend([offer.lease_id.to_string().into(), offer.runner_id.0.into(), offer.system_id.as_str().into()]);
 }
@@ -648,6 +678,15 @@ fn taken_of(reply: Reply) -> Result<TakenJob, RedisError> {
     let head: OrderHead<'_> = serde_json::from_slice(&order[..line]).map_err(|_| unexpected)?;
     let lease = Lease { job_id: parse(&job_id)?, lease_id: parse(&lease_id)? };
     Ok(TakenJob::new(lease, parse(&lane)?, attempt.as_u64()? as u32, head, payload))
+}
+
+fn held_of(reply: Reply) -> Result<HeldBack, RedisError> {
+    let [lane, wait_ms, runner_id, system_id] = reply.into_tuple()?;
+    Ok(HeldBack {
+        lane: parse(&lane)?,
+        likes: (parse(&runner_id)?, parse(&system_id)?),
+        at_most: Duration::from_millis(wait_ms.as_u64()?),
+    })
 }
 
 fn due_of(reply: Reply) -> Result<Due, RedisError> {

@@ -21,6 +21,7 @@ pub async fn run(pod: Pod, mut questions: mpsc::Receiver<Question>) {
         keys: pod.keys.clone(),
         inbox_stream: pod.config.inbox_stream.clone(),
         lease: pod.config.lease,
+        affinity_wait: pod.config.affinity_wait,
     };
     let explainer = Explainer::new(&pod.redis, keys);
     let mut answering = FuturesUnordered::new();

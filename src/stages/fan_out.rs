@@ -37,8 +37,8 @@ pub use inbox::leave;
 const BATCH: usize = 32;
 /// How many such batches are on their way at once: while one is answered, Redis has the next.
 const BATCHES_MAX: usize = 2;
-/// The most jobs of a call that may be handed over to free slots at once.
-const HANDED_MAX: usize = 8;
+/// Of so many jobs of a call each may be handed over to a free slot; of more, all or none.
+const FEW: usize = 8;
 /// How many reads of what was left out at first are on their way at once.
 const READS_MAX: usize = 4;
 /// How long until an entry is tried again that could neither be applied nor be told of.
@@ -89,7 +89,7 @@ impl FanOut {
         while reads || backlog.len() > 0 || !applying.is_empty() || !acknowledging.is_empty() {
             while applying.is_empty() || applying.len() < BATCHES_MAX && !is_few {
                 let Some(batch) = backlog.next(BATCH) else { break };
-                is_few = batch.entries.len() <= HANDED_MAX;
+                is_few = batch.entries.len() <= FEW;
                 applying.push(self.apply(batch));
             }
             while reading_again.len() < READS_MAX
@@ -292,12 +292,9 @@ impl FanOut {
         }
     }
 
-    /// Free slots of this pod for jobs that come one by one: they pass through the queue in the call that queues them. Of many at
-    /// once each tenant is to have its share, which is for `take` to see to.
+    /// Free slots of this pod: jobs pass through the queue in the call that queues them. Of many at once each tenant is to have
+    /// its share, so there must be a slot for each of them; else it is for `take` to see to.
     async fn slots_for(&self, number: u16, jobs: &[(String, PendingJob)]) -> Vec<Slot> {
-        if jobs.len() > HANDED_MAX {
-            return Vec::new();
-        }
         let lanes_of = |job: &PendingJob| {
             let fingerprint = job.capability.fingerprint();
             Scope::of_project(&job.project).map(move |scope| Lane { scope, fingerprint }).collect()
@@ -311,7 +308,7 @@ impl FanOut {
         }
         let (answer, slots) = oneshot::channel();
         // A stage that has much to do is not to be waited for.
-        if self.take.try_send(ToTake::Queueing(number, wanted, answer)).is_err() {
+        if self.take.try_send(ToTake::Queueing(number, wanted, jobs.len() > FEW, answer)).is_err() {
             return Vec::new();
         }
         slots.await.unwrap_or_default()

@@ -38,6 +38,7 @@ pub async fn run(pod: Pod) {
         keys: pod.keys.clone(),
         inbox_stream: pod.config.inbox_stream.clone(),
         lease: pod.config.lease,
+        affinity_wait: pod.config.affinity_wait,
     };
     let explainer = Explainer::new(&pod.redis, keys);
     let every = (pod.config.stuck_after / 6).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX);

@@ -13,7 +13,9 @@
 
 mod affinity;
 mod fleet;
+mod held_back;
 mod lanes;
+mod push;
 
 use std::time::Duration;
 
@@ -22,19 +24,19 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{debug, error, info};
+use tracing::{error, info};
 
 use super::{BATCH, GiveBack, Opened, Pod, Queueing, Slot, ToTake, Undone, wire};
-use crate::clock::{jitter, since_unix_ms};
+use crate::clock::jitter;
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
 use crate::job::RunnerId;
-use crate::proto::{self, router_message::Kind};
-use crate::redis::{Change, HandOver, Offer, TakenJob};
+use crate::redis::{Change, Offer, Taken};
 use crate::runner::{Lane, RunnerRecord, Scope};
-use crate::telemetry::labels::{self, CameAlong, SessionClosed, Took};
+use crate::telemetry::labels::{self, SessionClosed, Took};
 use crate::telemetry::metrics;
 use affinity::Affinity;
 use fleet::{ClassId, Fleet};
+use held_back::HeldBack;
 use lanes::{LaneId, Lanes, Turn};
 
 /// The most lanes one take asks. A class that matches more asks them in turn; those found empty drop out, and those with a wake
@@ -77,13 +79,14 @@ enum By {
     PassingOn,
 }
 
-type Answer = (Asked, Result<(Vec<TakenJob>, Vec<Lane>), Undone>);
+type Answer = (Asked, Result<Taken, Undone>);
 
 struct Take {
     pod: Pod,
     fleet: Fleet,
     lanes: Vec<Lanes>,
     affinity: Affinity,
+    held_back: HeldBack,
     /// Takes under way.
     asking: FuturesUnordered<BoxFuture<'static, Answer>>,
     /// Lanes of all partitions are read anew.
@@ -109,6 +112,7 @@ pub async fn run(
         fleet: Fleet::default(),
         lanes: pod.partitions.iter().map(|_| Lanes::default()).collect(),
         affinity: Affinity::new(pod.config.affinity_memory),
+        held_back: HeldBack::default(),
         asking: FuturesUnordered::new(),
         loading: true,
         returns: Vec::new(),
@@ -125,8 +129,9 @@ pub async fn run(
         if take.loading && !take.load().await {
             return;
         }
+        take.end_waits();
         take.ask_all();
-        let look_again = take.fleet.end_back_offs(Instant::now()).unwrap_or_else(far_off);
+        let look_again = take.next_look().unwrap_or_else(far_off);
         tokio::select! {
             () = stopped.cancelled() => return,
             Some((asked, answer)) = take.asking.next() => take.answered(asked, answer),
@@ -164,10 +169,9 @@ impl Take {
             }
             ToTake::Wake(partition, lanes) => self.wake(partition, &lanes),
             ToTake::Likes(partition, lane, manager) => self.affinity.likes(partition, lane, manager),
-            ToTake::Queueing(partition, jobs, answer) => {
-                let slots = jobs.iter().filter_map(|job| self.slot_for(partition, job));
+            ToTake::Queueing(partition, jobs, all_or_none, answer) => {
                 // Who asked waits, or the pod has stopped.
-                let _ = answer.send(slots.collect());
+                let _ = answer.send(self.slots_for(partition, &jobs, all_or_none));
             }
             ToTake::Queued(partition, slots) => self.queued(partition, slots),
             ToTake::Standing(partition, lanes) => self.look_at_standing(partition, &lanes),
@@ -198,7 +202,22 @@ impl Take {
     fn slots(&mut self, spoken: &Spoken<Slots>) {
         if self.pod.sessions.get(spoken.session).is_some() {
             self.fleet.set_slots(spoken.session, spoken.said);
+            let freed = self.fleet.manager_with_room(spoken.session).map(|manager| self.held_back.freed(&manager));
+            self.wake_each(freed.unwrap_or_default());
         }
+    }
+
+    /// What waited for a time that is over: sessions that were left alone, lanes whose jobs waited for a manager.
+    fn end_waits(&mut self) {
+        let now = Instant::now();
+        self.fleet.end_back_offs(now);
+        let over = self.held_back.over(now);
+        self.wake_each(over);
+    }
+
+    /// When the next of these is over.
+    fn next_look(&self) -> Option<Instant> {
+        self.fleet.next_back_off().into_iter().chain(self.held_back.next()).min()
     }
 
     fn opened(&mut self, opened: Opened) {
@@ -279,41 +298,23 @@ impl Take {
         }
     }
 
+    fn wake_each(&mut self, lanes: Vec<(u16, Lane)>) {
+        for (partition, lane) in lanes {
+            self.wake(partition, &[lane]);
+        }
+    }
+
     fn wake(&mut self, partition: u16, lanes: &[Lane]) {
         let known = &mut self.lanes[usize::from(partition)];
         known.wake(&known.ids(lanes));
-    }
-
-    /// A free slot that a new job may be handed to, if this pod knows of nothing else that the slot's class could take.
-    fn slot_for(&mut self, partition: u16, job: &Queueing) -> Option<Slot> {
-        if self.loading || self.pod.draining.is_cancelled() {
-            return None;
-        }
-        let known = &self.lanes[usize::from(partition)];
-        let liked = self.affinity.manager_of(&job.affinity);
-        let found = self.fleet.slot_for(partition, &known.ids(&job.lanes), |lane| known.is_waiting(lane), liked)?;
-        let (lane, rank, (session, runner_id, system_id)) = found;
-        let offer = Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id };
-        Some(Slot { session, hand_over: HandOver { job_id: job.job_id, lane: known.get(lane).0, rank, offer } })
-    }
-
-    /// What became of the slots that were found for new jobs.
-    fn queued(&mut self, partition: u16, slots: Vec<(Slot, Option<TakenJob>)>) {
-        for (slot, job) in slots {
-            let outcome = if job.is_some() { CameAlong::HandedOver } else { CameAlong::Unused };
-            metrics().slots_sent_along_total.of(outcome).increment(1);
-            match job {
-                Some(job) => self.push(job, slot.session, partition),
-                None => self.fleet.release(slot.session),
-            }
-        }
     }
 
     /// A lane with work, a free slot that suits it, and this pod just waits: its wake was lost.
     fn look_at_standing(&mut self, partition: u16, lanes: &[Lane]) {
         let known = &mut self.lanes[usize::from(partition)];
         let mut lost: Vec<LaneId> = known.ids(lanes);
-        lost.retain(|id| known.is_waiting(*id) && self.fleet.can_ask(partition, *id));
+        let is_held = |id| self.held_back.holds(partition, known.get(id).0);
+        lost.retain(|id| known.is_waiting(*id) && self.fleet.can_ask(partition, *id) && !is_held(*id));
         for id in &lost {
             metrics().sweep_rescues_total.increment(1);
             error!(lane = %known.get(*id).0, partition, "sweep found a lost wake");
@@ -329,6 +330,7 @@ impl Take {
         let (class, ids) = self.fleet.class_to_ask(partition, known.woken(), may_have_work, LANES_MAX, liked)?;
         let most = if ids.iter().any(|id| known.is_deep(*id)) { OFFERS_MAX } else { OFFERS_FIRST };
         let (turn, lanes) = known.asked(&ids);
+        self.held_back.asked(partition, &lanes);
         let liked = self.affinity.asked(partition, &lanes);
         let offers = self.fleet.offer(class, partition, most, &liked);
         let offers = offers.into_iter().map(|(session, runner_id, system_id)| {
@@ -352,15 +354,15 @@ impl Take {
         }));
     }
 
-    fn answered(&mut self, asked: Asked, answer: Result<(Vec<TakenJob>, Vec<Lane>), Undone>) {
+    fn answered(&mut self, asked: Asked, answer: Result<Taken, Undone>) {
         let Asked { partition, by, rank, lanes, offers } = asked;
         let known = &mut self.lanes[usize::from(partition)];
         let (class, turn) = match (by, &answer) {
             (By::Class(class, turn), _) => (class, turn),
-            (By::PassingOn, Ok((_, again))) => return self.wake(partition, again),
+            (By::PassingOn, Ok(taken)) => return self.wake(partition, &taken.again),
             (By::PassingOn, Err(_)) => return,
         };
-        let Ok((jobs, again)) = answer else {
+        let Ok(Taken { jobs, again, held }) = answer else {
             known.failed(&lanes);
             self.fleet.take_back(class, partition, offers.iter().map(|(_, session)| *session));
             return;
@@ -371,6 +373,9 @@ impl Take {
         let waits = (jobs.len() < offers.len()).then_some(rank);
         known.answered(turn, &lanes, waits);
         known.wake(&known.ids(&again));
+        for job in held {
+            self.held_back.add(partition, job.lane, job.likes, Instant::now() + job.at_most);
+        }
         let mut unused: Vec<SessionId> = Vec::with_capacity(offers.len() - jobs.len());
         // In the order of the offers.
         let mut jobs = jobs.into_iter().peekable();
@@ -381,44 +386,5 @@ impl Take {
             }
         }
         self.fleet.take_back(class, partition, unused.into_iter());
-    }
-
-    /// Pushes a taken job to the runner it was taken for.
-    fn push(&mut self, job: TakenJob, session: SessionId, partition: u16) {
-        let capability = self.lanes[usize::from(partition)].capability(job.lane);
-        let may_take = capability.is_some_and(|capability| self.fleet.may_take(session, job.lane.scope, capability));
-        let outbox = self.pod.sessions.get(session).filter(|_| may_take && !self.pod.draining.is_cancelled());
-        let lease = job.lease;
-        let Some(outbox) = outbox else {
-            let draining = self.pod.draining.is_cancelled();
-            let why = if draining { labels::GaveBack::Drain } else { labels::GaveBack::SessionClosed };
-            self.fleet.release(session);
-            self.returns.push(GiveBack { lease, why, back_off: None });
-            return;
-        };
-        self.pod.held.assign(lease, session, outbox.clone());
-        let assign = proto::Assign {
-            lease: Some(wire(lease)),
-            payload: job.payload,
-            accept_timeout_ms: self.pod.config.accept_timeout.as_millis() as u32,
-            traceparent: job.traceparent,
-            attempt: job.attempt,
-            timeout_ms: job.timeout.as_millis() as u64,
-        };
-        if !outbox.send(Kind::Assign(assign)) {
-            // The session ends; its end gives the job back.
-            debug!(job_id = %lease.job_id, session = %session, "job not sent");
-            return;
-        }
-        if let Some(manager) = self.fleet.assigned(session) {
-            self.affinity.remember(job.affinity, manager);
-        }
-        metrics().jobs_assigned_total.increment(1);
-        if job.attempt == 1 {
-            metrics().publish_to_push_seconds.record(since_unix_ms(job.published_at_ms));
-        }
-        metrics().queue_wait_seconds.record(since_unix_ms(job.queued_at_ms));
-        info!(job_id = %lease.job_id, lease_id = %lease.lease_id, attempt = job.attempt, session = %session,
-            lane = %job.lane, "job pushed");
     }
 }

@@ -211,6 +211,12 @@ pub(crate) fn situations() -> Vec<Situation> {
             &["runner 7", "declined a job a moment ago"],
         ),
         (
+            "the runner that had its affinity key is busy",
+            vec![runner(7), On(7, 1), Run(7, 2), runner(8), On(8, 1), Job(1, json!({"affinity": "job:2"}))],
+            Reason::AffinityWait,
+            &["it waits for runner 7 (s_7)", "runner 8 has a free slot"],
+        ),
+        (
             "everything is paused",
             waits_for_7_and(Pause("all", pause())),
             Reason::PausedAll,

@@ -58,7 +58,7 @@ impl Replay {
             }
             Call::Take(id) => {
                 let offer = Offer { lease_id: self.lease_id(id), ..offers(1).remove(0) };
-                let taken = partition.take(&pod, LONG, 0, &[instance_lane()], &[offer]).await.expect("takes").0;
+                let taken = partition.take(&pod, LONG, 0, &[instance_lane()], &[offer]).await.expect("takes").jobs;
                 taken.first().map_or(Answer::Nothing, |taken| {
                     assert_eq!(taken.lease, job_router::job::Lease { job_id, lease_id: self.lease_id(id) });
                     Answer::Taken(Lease { id, attempt: taken.attempt as u8 })

@@ -10,7 +10,7 @@ use std::time::Duration;
 use job_router::fairness::{first_turn_of, next_of_tenant, share_rank};
 use job_router::job::{JobId, LeaseId, Name, PendingJob};
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{HandOver, Report, TakenJob};
+use job_router::redis::{HandOver, Report, Taken, TakenJob};
 use job_router::runner::{Lane, Scope};
 use job_router::simulation::{DAY_BEGINS_AT_MS, Day, Fair, JobIndex, Policy};
 use tokio::runtime::Runtime;
@@ -125,7 +125,7 @@ impl<'a> BesideScripts<'a> {
         loop {
             let (lanes, offers) = ([self.lane], offers(slots - jobs.len()));
             let take = self.world.partition.take(&self.pod, LONG, 0, &lanes, &offers);
-            let (taken, again) = self.runtime.block_on(take).expect("takes");
+            let Taken { jobs: taken, again, .. } = self.runtime.block_on(take).expect("takes");
             let index = |job: &TakenJob| (job.lease.job_id.0 as usize - 1, job.lease.lease_id);
             self.leases.extend(taken.iter().map(index));
             if !taken.is_empty() {

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use job_router::contract::{Entry, Limits, Message};
 use job_router::job::{JobId, LeaseId, Name, PendingJob, ProjectId, RunnerId, Tenant};
-use job_router::redis::{Offer, Partition, Redis, Report, scripts};
+use job_router::redis::{Offer, Partition, Redis, Report, Taken, scripts};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, TagSet};
 
@@ -154,7 +154,7 @@ impl World {
             let offers: Vec<Offer> = (0..free).map(offer).collect();
             let asked = asking.lanes.min(self.lanes.len());
             let lanes: Vec<Lane> = self.lanes.iter().cycle().skip(self.next_lane).take(asked).map(|l| l.0).collect();
-            let (taken, again) = self.partition.take(&self.pod, TIMEOUT, 0, &lanes, &offers).await?;
+            let Taken { jobs: taken, again, .. } = self.partition.take(&self.pod, TIMEOUT, 0, &lanes, &offers).await?;
             // As a pod: a take that spent its steps on mending the order names the lanes to ask again, and is sent again.
             ensure!(taken.len() as u64 == free || !again.is_empty(), "a lane ran empty: more --jobs are needed");
             if taken.len() as u64 == free {

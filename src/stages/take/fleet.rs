@@ -150,19 +150,26 @@ impl Fleet {
         self.rank(session);
     }
 
-    /// Sessions whose time alone is over may be offered again. Answers when the next one's is.
-    pub(super) fn end_back_offs(&mut self, now: Instant) -> Option<Instant> {
-        while let Some((until, session)) = self.backing_off.first().copied() {
-            if until > now {
-                return Some(until);
-            }
+    /// Sessions whose time alone is over may be offered again.
+    pub(super) fn end_back_offs(&mut self, now: Instant) {
+        while let Some((until, session)) = self.backing_off.first().copied().filter(|(until, _)| *until <= now) {
             self.backing_off.pop_first();
             if let Some(member) = self.sessions.get_mut(&session).filter(|member| member.back_off == Some(until)) {
                 member.back_off = None;
                 self.rank(session);
             }
         }
-        None
+    }
+
+    /// When the next one's is.
+    pub(super) fn next_back_off(&self) -> Option<Instant> {
+        self.backing_off.first().map(|(until, _)| *until)
+    }
+
+    /// The manager of a session that has a free slot to offer.
+    pub(super) fn manager_with_room(&self, session: SessionId) -> Option<Manager> {
+        let member = self.sessions.get(&session).filter(|member| member.ranked > 0)?;
+        Some((member.record.runner_id(), member.system_id.clone()))
     }
 
     /// Free slots of all sessions.
