@@ -128,9 +128,9 @@ end
 local function likes_another(slot, lane, rank, order, queued_at_ms)
   local liked = affinity_ms ~= '0' and call('GET', affinity_key(order))
   if not liked then return false end
-  local manager, pod = liked_parts(liked)
+  local manager, pod, its_rank = liked_parts(liked)
   if manager == ARGV[slot + 1] .. ' ' .. ARGV[slot + 2] then return false end
-  if wait_ms > 0 and waits_for(pod, tonumber(queued_at_ms), wait_ms) then return true end
+  if wait_ms > 0 and its_rank <= rank and waits_for(pod, tonumber(queued_at_ms), wait_ms) then return true end
   return pod ~= me and is_as_good(P .. 'waiting:' .. lane, pod, rank)
 end
 
@@ -145,7 +145,7 @@ local function hand_over(slot, id, name, project_id, fp, capability, queued_at_m
   count_taken(id, ARGV[slot - 2], project_id)
   assign(id, '1', ARGV[slot - 2], project_id, slot, me, due, 'place', name .. ' ' .. entry_id,
     'tenant', project(project_id).tenant)
-  if affinity_ms ~= '0' then remember_affinity(order, slot, me, affinity_ms) end
+  if affinity_ms ~= '0' then remember_affinity(order, slot, ARGV[slot - 1], me, affinity_ms) end
   handed[#handed + 1] = ARGV[slot]
 end
 

@@ -33,8 +33,10 @@ local TOOK_MS = 60000 -- how long a repeated call is known as such; by then what
 
 local heads, scope_of, fp_of = {}, {}, {} -- by lane: those who stand there, and its parts
 
+local HELD_MAX = 16 -- jobs passed over; the next goes to any manager, so that a call moves something and costs little
+
 -- How far ahead to read: a lane's tenants or buckets, as many as may be taken or passed over, and one; a tenant's buckets.
-local AHEAD = (wait_ms > 0 and n_slots > 0 and STEPS or math.min(n_slots, STEPS)) + 1
+local AHEAD = math.min(n_slots, STEPS) + (wait_ms > 0 and n_slots > 0 and HELD_MAX or 0) + 1
 local TENANT_AHEAD = math.min(AHEAD, 8)
 
 -- Where a slot's ARGV begin.
@@ -128,6 +130,8 @@ local function slots_by_manager()
   return slots_of
 end
 
+local TELL_EVERY_MS = 1000 -- how often a manager's pod is told of it: two that hold each other's jobs would tell each other at once
+
 local held = {}
 local unclaimed -- the managers' slots that no job which likes them was taken for
 
@@ -138,14 +142,17 @@ local function hold_back(lane, name)
   local order = entry and call('GETRANGE', P .. 'order:' .. entry[2][2], 0, ORDER_HEAD)
   local liked = order and order ~= '' and call('GET', affinity_key(order))
   if not liked then return false end
-  local manager, pod = liked_parts(liked)
+  local manager, pod, its_rank = liked_parts(liked)
   unclaimed = unclaimed or slots_by_manager()
-  if table.remove(unclaimed[manager] or {}) then return false end
-  if not waits_for(pod, tonumber(entry[2][4]), wait_ms) then return false end
+  if table.remove(unclaimed[manager] or {}) or #held == HELD_MAX then return false end
+  local queued_at = math.min(tonumber(entry[2][4]), tonumber(string.match(entry[1], '^%d+'))) -- Rails may have dated it ahead
+  if its_rank > rank or not waits_for(pod, queued_at, wait_ms) then return false end
+  if call('HEXISTS', job_key(entry[2][2]), 'lease') == 1 then return false end -- it was declined, or worse
   table.remove(heads[lane], 1) -- here only: it stays where it stands
   local runner_id, system_id = string.match(manager, '^(%S+) (%S+)$')
-  held[#held + 1] = { lane, entry[2][4] + wait_ms - NOW, runner_id, system_id }
-  if pod ~= me and call('ZSCORE', P .. 'waiting:' .. lane, pod) then
+  held[#held + 1] = { lane, queued_at + wait_ms - NOW, runner_id, system_id }
+  if pod ~= me and call('ZSCORE', P .. 'waiting:' .. lane, pod)
+    and call('SET', P .. 'told:' .. lane .. ' ' .. manager, me, 'NX', 'PX', TELL_EVERY_MS) then
     mail(pod, 'type', 'wake', 'lane', lane, 'likes', manager) -- its manager may be free
   end
   return true
@@ -211,7 +218,7 @@ local function assign_all(taken)
     noted[nth] = job and job.id or '-'
     if job then
       assign(job.id, job.attempt, job.scope, job.project_id, slot_at(nth), me, due)
-      if affinity_ms ~= '0' then remember_affinity(order, slot_at(nth), me, affinity_ms) end
+      if affinity_ms ~= '0' then remember_affinity(order, slot_at(nth), rank, me, affinity_ms) end
       jobs[#jobs + 1] = { ARGV[slot_at(nth)], job.id, job.lane, job.attempt, order }
     end
   end

@@ -2,13 +2,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use job_router::clock::unix_ms;
 use job_router::contract::Event;
 use job_router::explain::Reason;
 use job_router::job::{JobId, LeaseId, PendingJob, ProjectFacts, ProjectId, RunnerId, Tenant};
-use job_router::redis::{Explainer, ExplainerKeys, HandOver, Keys, Offer, Taken, Terms};
+use job_router::redis::{Explainer, ExplainerKeys, HandOver, Keys, Offer, Return, Taken, Terms};
 use job_router::runner::Scope;
 use serde_json::json;
 use support::pods::{Gate, Installation};
@@ -87,6 +87,11 @@ async fn of_two_that_like_one_slot_the_second_waits() {
 #[tokio::test]
 async fn it_waits_neither_for_ever_nor_for_a_pod_that_is_gone() {
     let world = world_with("pod", "s_1", "one").await;
+    let world_again = world_with("pod", "s_1", "one").await;
+    let ahead = PendingJob { queued_at_ms: Some(unix_ms() + 3_600_000), ..with_key(1, "one") };
+    world_again.queue(ahead).await;
+    let held = take(&world_again, "pod", &[offer("s_2")]).await.held;
+    assert!(held[0].at_most <= WAIT, "whatever Rails says of its clock");
     let old = unix_ms() - WAIT.as_millis() as u64 - 1;
     world.queue(PendingJob { queued_at_ms: Some(old), ..with_key(1, "one") }).await;
     assert_eq!(ids(&take(&world, "pod", &[offer("s_2")]).await), [1]);
@@ -95,6 +100,66 @@ async fn it_waits_neither_for_ever_nor_for_a_pod_that_is_gone() {
     world.command("ZREM", &[&world.partition.key("pods"), "pod"]).await;
     world.queue(with_key(1, "one")).await;
     assert_eq!(ids(&take(&world, "other", &[offer("s_2")]).await), [1]);
+}
+
+#[tokio::test]
+async fn it_waits_neither_for_a_runner_of_lower_priority_nor_once_it_was_given_back() {
+    let world = world_with("pod", "s_1", "one").await;
+    world.queue(with_key(1, "one")).await;
+    let higher =
+        world.partition.take(&name("pod"), TERMS, -1, &[instance_lane()], &[offer("s_2")]).await.expect("takes");
+    assert_eq!(ids(&higher), [1], "the one that it likes has rank 0");
+
+    let world = world_with("pod", "s_1", "one").await;
+    world.queue(with_key(1, "one")).await;
+    let taken = take(&world, "pod", &[offer("s_1")]).await;
+    let back = [Return { lease: taken.jobs[0].lease, reason: "declined", failed_delivery: true }];
+    world.partition.give_back(&name("pod"), 9, WAIT, &back).await.expect("gives back");
+    assert_eq!(ids(&take(&world, "pod", &[offer("s_2")]).await), [1]);
+}
+
+#[tokio::test]
+async fn of_many_that_wait_a_call_passes_over_some_and_gives_the_next_to_anybody() {
+    let world = world_with("pod", "s_1", "one").await;
+    for id in 1..=40 {
+        world.queue(with_key(id, "one")).await;
+    }
+    for left in [40, 38, 36] {
+        let taken = take(&world, "pod", &[offer("s_2"), offer("s_3")]).await;
+        assert_eq!((taken.jobs.len(), taken.held.len()), (2, 16), "{left} are left");
+    }
+}
+
+#[tokio::test]
+async fn two_pods_that_hold_each_others_jobs_do_not_wake_each_other_without_end() {
+    let world = world_with("pod", "s_1", "one").await;
+    world.queue(with_key(101, "two")).await;
+    let taken = take(&world, "other", &[offer("s_2")]).await;
+    world.finish(taken.jobs[0].lease).await;
+    for pod in ["pod", "other"] {
+        assert!(ids(&take(&world, pod, &[offer("s_9")]).await).is_empty(), "it waits");
+    }
+    world.queue(with_key(1, "one")).await;
+    world.queue(with_key(2, "two")).await;
+    let letters = async || {
+        let mut letters = 0;
+        for pod in ["pod", "other"] {
+            letters += world
+                .command("XLEN", &[&world.partition.key(&format!("mail:{pod}"))])
+                .await
+                .as_u64()
+                .expect("a length");
+        }
+        letters
+    };
+    let (before, since) = (letters().await, Instant::now());
+    for _ in 0..10 {
+        for pod in ["pod", "other"] {
+            assert_eq!(take(&world, pod, &[offer("s_9")]).await.held.len(), 2);
+        }
+    }
+    let at_most = 2 * (1 + since.elapsed().as_secs());
+    assert!((2..=at_most).contains(&(letters().await - before)), "one to each, once a second");
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ local function read_order(list)
 end
 
 -- The first members of a sorted set. From now on its changes are kept here until `write_orders`, and this list follows
--- them; it is empty only when the set is.
+-- them; it is empty only when the set is, or who reads it has taken members out of it.
 local function order_of(key, ahead)
   local list = orders[key]
   if list then return list end

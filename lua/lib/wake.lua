@@ -24,9 +24,9 @@ local function is_alive(pod)
   return seen and NOW - seen <= SILENT_AFTER_MS
 end
 
--- Whether a job that was queued then still waits for a manager of this pod.
+-- Whether a job that was queued then still waits for a manager of this pod. Rails may have dated it ahead.
 local function waits_for(pod, queued_at_ms, wait_ms)
-  return queued_at_ms + wait_ms > NOW and is_alive(pod)
+  return math.min(queued_at_ms, NOW) + wait_ms > NOW and is_alive(pod)
 end
 
 -- Whether a pod waits there, with a rank that is not worse than this score's.

@@ -88,7 +88,7 @@ impl Explainer {
             if let Look::Live(job) = &mut look
                 && let Some(likes) = &mut job.likes
             {
-                let until_ms = job.queued_at_ms + self.keys.affinity_wait.as_millis() as u64;
+                let until_ms = job.queued_at_ms.min(job.entered_ms) + self.keys.affinity_wait.as_millis() as u64;
                 likes.left_ms = until_ms.saturating_sub(now);
             }
             if !matches!(&look, Look::Live(job) if job.state == State::Queued) {

@@ -177,11 +177,12 @@ fn library(parts: &[(&str, String)], body: &str, flags: &[&str], name: &str) -> 
     line(
         &mut source,
         format_args!(
-            "redis.register_function{{function_name='{name}', flags={{{}}}, callback=function(keys, args)\n\
-             KEYS, ARGV = keys, args\n{}{}\nend}}",
-            flags.join(", "),
+            "local function run()\n{}{}\nend\n\
+             redis.register_function{{function_name='{name}', flags={{{}}}, callback=function(keys, args)\n\
+             KEYS, ARGV = keys, args\nlocal answer = run()\nKEYS, ARGV = nil, nil -- they may be large\nreturn answer\nend}}",
             begin.concat(),
-            top.statements.join("\n")
+            top.statements.join("\n"),
+            flags.join(", ")
         ),
     );
     source
@@ -248,9 +249,11 @@ mod tests {
                 "#!lua name={name}\nlocal KEYS, ARGV\n\
                  local A, B, seen\nlocal function begin_low()\nA, B = 1, 2 -- both\nseen = nil\nend\n\
                  local function sum(a)\n  return a + B\nend\n\
+                 local function run()\nbegin_low()\nreturn sum(1)\nend\n\
                  redis.register_function{{function_name='{name}', flags={{'allow-oom', 'no-cluster'}}, \
                  callback=function(keys, args)\n\
-                 KEYS, ARGV = keys, args\nbegin_low()\nreturn sum(1)\nend}}\n"
+                 KEYS, ARGV = keys, args\nlocal answer = run()\nKEYS, ARGV = nil, nil -- they may be large\n\
+                 return answer\nend}}\n"
             )
         );
         assert_eq!(sum.libraries(), ["low", "high"]);

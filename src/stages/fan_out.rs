@@ -307,10 +307,8 @@ impl FanOut {
             }
         }
         let (answer, slots) = oneshot::channel();
-        // A stage that has much to do is not to be waited for.
-        if self.take.try_send(ToTake::Queueing(number, wanted, jobs.len() > FEW, answer)).is_err() {
-            return Vec::new();
-        }
+        // In the order of the batches, and so are the answers and the calls.
+        let _ = self.take.send(ToTake::Queueing(number, wanted, jobs.len() > FEW, answer)).await;
         slots.await.unwrap_or_default()
     }
 

@@ -30,7 +30,7 @@ use super::{BATCH, GiveBack, Opened, Pod, Queueing, Slot, ToTake, Undone, wire};
 use crate::clock::jitter;
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
 use crate::job::RunnerId;
-use crate::redis::{Change, Offer, Taken};
+use crate::redis::{Change, Manager, Offer, Taken};
 use crate::runner::{Lane, RunnerRecord, Scope};
 use crate::telemetry::labels::{self, SessionClosed, Took};
 use crate::telemetry::metrics;
@@ -203,7 +203,7 @@ impl Take {
         if self.pod.sessions.get(spoken.session).is_some() {
             self.fleet.set_slots(spoken.session, spoken.said);
             let freed = self.fleet.manager_with_room(spoken.session).map(|manager| self.held_back.freed(&manager));
-            self.wake_each(freed.unwrap_or_default());
+            self.ask_for(freed.unwrap_or_default());
         }
     }
 
@@ -212,7 +212,7 @@ impl Take {
         let now = Instant::now();
         self.fleet.end_back_offs(now);
         let over = self.held_back.over(now);
-        self.wake_each(over);
+        self.ask_for(over);
     }
 
     /// When the next of these is over.
@@ -298,8 +298,10 @@ impl Take {
         }
     }
 
-    fn wake_each(&mut self, lanes: Vec<(u16, Lane)>) {
-        for (partition, lane) in lanes {
+    /// Asks lanes again in which jobs wait, with slots of the managers they like first.
+    fn ask_for(&mut self, waiting: Vec<(u16, Lane, Manager)>) {
+        for (partition, lane, manager) in waiting {
+            self.affinity.likes(partition, lane, manager);
             self.wake(partition, &[lane]);
         }
     }
@@ -313,9 +315,10 @@ impl Take {
     fn look_at_standing(&mut self, partition: u16, lanes: &[Lane]) {
         let known = &mut self.lanes[usize::from(partition)];
         let mut lost: Vec<LaneId> = known.ids(lanes);
-        let is_held = |id| self.held_back.holds(partition, known.get(id).0);
-        lost.retain(|id| known.is_waiting(*id) && self.fleet.can_ask(partition, *id) && !is_held(*id));
-        for id in &lost {
+        lost.retain(|id| known.is_waiting(*id) && self.fleet.can_ask(partition, *id));
+        // Where jobs may wait for managers of other pods, it may just be such a one: no loss, but worth a look.
+        let sure = self.pod.config.affinity_wait.is_zero();
+        for id in lost.iter().filter(|_| sure) {
             metrics().sweep_rescues_total.increment(1);
             error!(lane = %known.get(*id).0, partition, "sweep found a lost wake");
         }
@@ -374,7 +377,7 @@ impl Take {
         known.answered(turn, &lanes, waits);
         known.wake(&known.ids(&again));
         for job in held {
-            self.held_back.add(partition, job.lane, job.likes, Instant::now() + job.at_most);
+            self.held_back.add(partition, job.lane, job.likes, job.at_most);
         }
         let mut unused: Vec<SessionId> = Vec::with_capacity(offers.len() - jobs.len());
         // In the order of the offers.

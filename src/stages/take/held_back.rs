@@ -1,12 +1,21 @@
 //! Jobs at the heads of lanes that were passed over: each waits a while for the manager that it likes.
 //!
-//! The lane is asked again when a slot of that manager is free, and when the time is over. Until then this pod stands in the
-//! lane's `waiting` like any other, so that whatever else comes there wakes it.
+//! The lane is asked again when the manager says that it has a free slot, when the time is over, and now and then: the manager may
+//! have one in another way, or its pod may be gone. Until then this pod stands in the lane's `waiting` like any other, so that
+//! whatever else comes there wakes it.
+
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::redis::Manager;
 use crate::runner::Lane;
+
+/// How often the lane of a job that waits is asked: so long it may wait for a free slot of its manager of which nothing was heard.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// Where a job waits, and for whom.
+type Waits = (u16, Lane, Manager);
 
 /// What is passed over, by partition.
 #[derive(Default)]
@@ -24,7 +33,8 @@ struct HeldJob {
 
 impl HeldBack {
     /// A take of this lane passed over a job.
-    pub(super) fn add(&mut self, partition: u16, lane: Lane, likes: Manager, until: Instant) {
+    pub(super) fn add(&mut self, partition: u16, lane: Lane, likes: Manager, at_most: Duration) {
+        let until = Instant::now() + at_most.min(ASK_EVERY);
         self.0.push(HeldJob { partition, lane, likes, until });
     }
 
@@ -33,27 +43,22 @@ impl HeldBack {
         self.0.retain(|job| job.partition != partition || !lanes.contains(&job.lane));
     }
 
-    /// Whether a job of this lane is passed over, as far as is known.
-    pub(super) fn holds(&self, partition: u16, lane: Lane) -> bool {
-        self.0.iter().any(|job| job.partition == partition && job.lane == lane)
-    }
-
-    /// Until when nothing is over.
+    /// Until when nothing is to be asked again.
     pub(super) fn next(&self) -> Option<Instant> {
         self.0.iter().map(|job| job.until).min()
     }
 
-    /// Lanes of jobs that need not wait any more.
-    pub(super) fn over(&mut self, now: Instant) -> Vec<(u16, Lane)> {
+    /// Jobs whose lanes it is time to ask again.
+    pub(super) fn over(&mut self, now: Instant) -> Vec<Waits> {
         self.extract(|job| job.until <= now)
     }
 
-    /// Lanes of jobs that like this manager, of which a slot is free.
-    pub(super) fn freed(&mut self, manager: &Manager) -> Vec<(u16, Lane)> {
+    /// Jobs that like this manager, of which a slot is free.
+    pub(super) fn freed(&mut self, manager: &Manager) -> Vec<Waits> {
         self.extract(|job| job.likes == *manager)
     }
 
-    fn extract(&mut self, is: impl Fn(&HeldJob) -> bool) -> Vec<(u16, Lane)> {
-        self.0.extract_if(.., |job| is(job)).map(|job| (job.partition, job.lane)).collect()
+    fn extract(&mut self, is: impl Fn(&HeldJob) -> bool) -> Vec<Waits> {
+        self.0.extract_if(.., |job| is(job)).map(|job| (job.partition, job.lane, job.likes)).collect()
     }
 }
