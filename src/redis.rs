@@ -34,7 +34,7 @@ pub use error::{RedisError, Refusal};
 pub use explain::{Explainer, ExplainerKeys};
 pub use keys::Keys;
 pub use partition::{
-    Due, Expired, FannedOut, HandOver, HeldBack, Mail, Manager, Offer, Partition, Renewed, Report, Return, Taken,
+    Due, Expired, FannedOut, HandOver, Mail, Manager, Offer, Partition, PassedOver, Renewed, Report, Return, Taken,
     TakenJob, Terms,
 };
 pub use pauses::{Over, Resumed};

@@ -34,7 +34,7 @@ pub(super) async fn connect(settings: &RedisSettings, shutdown: &CancellationTok
     }
 }
 
-/// Sends the scripts to every node that has keys of ours, so that calls keep their order.
+/// Loads the scripts on every node that has keys of ours, so that calls keep their order.
 pub(super) async fn load_scripts(pod: &Pod) -> Result<(), RedisError> {
     for partition in pod.partitions.iter() {
         pod.redis.load(&scripts::ALL, &partition.key("")).await?;
@@ -71,7 +71,7 @@ pub(super) async fn follow(pod: Pod, readiness: Arc<Readiness>, take: mpsc::Send
                 metrics().redis_reconnects_total.increment(1);
                 info!("redis connected again");
                 if let Err(error) = load_scripts(&pod).await {
-                    error!(%error, "scripts not loaded; each is sent with its next call");
+                    error!(%error, "scripts not loaded; each is with its next call");
                 }
                 if let Err(error) = set_policy(&pod).await {
                     error!(%error, "policy not set; it stays as it is");

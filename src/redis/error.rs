@@ -61,10 +61,10 @@ pub enum RedisError {
     },
 }
 
-/// Why Redis refused a call: the first word of its error.
+/// Why Redis refused a call: the first word of its error, but for [`NoScript`](Self::NoScript), which has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The server does not know the script (it restarted, failed over, or was flushed).
+    /// The server does not have the script's function: it came back empty, or never had it.
     NoScript,
     /// Out of memory.
     Oom,

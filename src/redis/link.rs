@@ -151,7 +151,7 @@ pub(super) async fn send<C: ClientLike>(
 }
 
 /// A command for the node that owns `key`. The slot must be given: for its `custom` commands the library
-/// ignores every other rule, and would take the digest of an EVALSHA for the key.
+/// ignores every other rule, and would take the name of an FCALL's function for the key.
 pub(super) fn command(name: &'static str, key: &[u8], blocking: bool) -> CustomCommand {
     CustomCommand::new_static(name, ClusterHash::from(key), blocking)
 }

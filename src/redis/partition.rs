@@ -65,12 +65,12 @@ pub struct Taken {
     /// Lanes to ask again.
     pub again: Vec<Lane>,
     /// Jobs that were passed over.
-    pub held: Vec<HeldBack>,
+    pub held: Vec<PassedOver>,
 }
 
 /// A job that was passed over, as it waits for the manager that had its affinity key last.
 #[derive(Debug)]
-pub struct HeldBack {
+pub struct PassedOver {
     /// Where it stands.
     pub lane: Lane,
     /// For whom.
@@ -332,7 +332,8 @@ impl Partition {
         })
     }
 
-    /// `take`: takes jobs of these lanes for these slots; with no slots, passes a wake on. A lane in which a pod of a lower `rank` waits is left to that one.
+    /// `take`: takes jobs of these lanes for these slots; with no slots, passes a wake on. A lane in which a pod of a
+    /// lower `rank` waits is left to that one.
     pub async fn take(
         &self,
         pod: &Name,
@@ -680,9 +681,9 @@ fn taken_of(reply: Reply) -> Result<TakenJob, RedisError> {
     Ok(TakenJob::new(lease, parse(&lane)?, attempt.as_u64()? as u32, head, payload))
 }
 
-fn held_of(reply: Reply) -> Result<HeldBack, RedisError> {
+fn held_of(reply: Reply) -> Result<PassedOver, RedisError> {
     let [lane, wait_ms, runner_id, system_id] = reply.into_tuple()?;
-    Ok(HeldBack {
+    Ok(PassedOver {
         lane: parse(&lane)?,
         likes: (parse(&runner_id)?, parse(&system_id)?),
         at_most: Duration::from_millis(wait_ms.as_u64()?),

@@ -84,7 +84,7 @@ impl FanOut {
         let mut reading_again = FuturesUnordered::new();
         let mut kept = FuturesUnordered::new();
         let mut reads = true;
-        // Few jobs may go to free slots, for which they wait: others would pass them.
+        // Few jobs go alone: what is left of them stands in its lanes before the next batch asks for slots.
         let mut is_few = false;
         while reads || backlog.len() > 0 || !applying.is_empty() || !acknowledging.is_empty() {
             while applying.is_empty() || applying.len() < BATCHES_MAX && !is_few {
