@@ -15,6 +15,8 @@ use crate::stages::Undone;
 const BLOCK: Duration = Duration::from_millis(500);
 /// How often to look for entries that dead pods left.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
+/// For how long an entry is pending with this pod before it may be one that the pod does not know of.
+const LOST_AFTER: Duration = Duration::from_secs(5);
 /// Behind every entry there is.
 const END: &str = "18446744073709551615-18446744073709551615";
 
@@ -46,7 +48,9 @@ pub(super) async fn read_all(pod: &Pod, mut reader: Reader, entries_in: mpsc::Se
         };
         // Pending entries page by page, until there are none.
         from = from.and_then(|_| entries.last().map(|entry| entry.id.clone()));
-        if !entries.is_empty() {
+        if entries.is_empty() {
+            drop(room); // what is claimed needs it
+        } else {
             room.send(entries);
         }
         if claim.tick_if_due() {
@@ -79,6 +83,9 @@ async fn read(pod: &Pod, reader: &mut Reader, pending_after: Option<&str>) -> Re
 
 /// Takes over entries that dead pods had read and not acknowledged. A pod is dead when its consumer, which reads all the time,
 /// has not been heard of for long; one that was only slow sees its entries applied twice, which changes nothing.
+///
+/// So it does with entries that have been pending with this pod itself for long, the first page of them: a claim whose answer was lost
+/// may have been done later than anything that was asked after it. Those that the pod knows of it passes over.
 async fn claim_all(pod: &Pod, entries_in: &mpsc::Sender<Vec<Entry>>) -> Result<(), RedisError> {
     let config = &pod.config;
     let dead_after = config.pod_dead_after.max(BLOCK * 4).as_millis() as u64;
@@ -87,25 +94,30 @@ async fn claim_all(pod: &Pod, entries_in: &mpsc::Sender<Vec<Entry>>) -> Result<(
     let consumers = pod.redis.command("XINFO CONSUMERS", [stream(), group()]).await?;
     for consumer in consumers.into_array()? {
         let (name, pending, idle_ms) = consumer_of(consumer)?;
-        if pending == 0 || idle_ms < dead_after || name == pod.name.as_str() {
+        let own = name == pod.name.as_str();
+        if pending == 0 || !own && idle_ms < dead_after {
             continue;
         }
+        let idle = if own { dead_after.max(LOST_AFTER.as_millis() as u64) } else { dead_after };
         let page = u64::from(config.inbox_batch);
         while !pod.draining.is_cancelled() {
-            let args = [stream(), group(), "-".into(), "+".into(), page.into(), (&name).into()];
+            let of = [stream(), group(), "IDLE".into(), idle.into()].into_iter();
+            let args = of.chain(["-".into(), "+".into(), page.into(), (&name).into()]);
             let listed = pod.redis.command("XPENDING", args).await?.into_array()?;
             if listed.is_empty() {
                 break;
             }
-            let claim = [stream(), group(), pod.name.as_str().into(), dead_after.into()];
+            let claim = [stream(), group(), pod.name.as_str().into(), idle.into()];
             let mut args = Vec::from(claim);
             for pending in listed {
                 let [id, ..] = pending.into_tuple::<4>()?;
                 args.push(Arg::from(id.as_str()?));
             }
             let entries = pod.redis.command("XCLAIM", args).await?.into_entries()?;
-            info!(entries = entries.len(), pod = name, "inbox entries of a dead pod taken over");
-            if entries.is_empty() || entries_in.send(entries).await.is_err() {
+            if !own {
+                info!(entries = entries.len(), pod = name, "inbox entries of a dead pod taken over");
+            }
+            if entries.is_empty() || entries_in.send(entries).await.is_err() || own {
                 break; // another pod was first
             }
         }
