@@ -9,14 +9,19 @@
 -- ARGV[3]  skip            how many of exactly that deadline were seen; 0, then as answered
 -- ARGV[4]  page            at most so many
 --
--- Returns {jobs, from, skip}. Per job {job id, lease id, state, beat, ms past its deadline (negative: still to go)};
---         from: where to go on, '' when these were the last
+-- Returns {jobs, from, skip, live, primary}. Per job {job id, lease id, state, beat, ms past its deadline (negative: still to go)};
+--         from: where to go on, '' when these were the last; live: how many leases there are in all; primary: names the
+--         server and its history
 -- Cost O(page + log jobs)
 --
 -- flags: allow-oom
 -- uses: base event bucket order job
 
 local from, skip, page = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local live = call('ZCARD', DEADLINES)
+-- The run id is another one after each start; the replication id after each promotion.
+local info = call('INFO', 'server', 'replication')
+local primary = info:match('run_id:(%x+)') .. ' ' .. info:match('master_replid:(%x+)')
 local watched = {}
 local until_ms = string.format('%.0f', NOW + ARGV[1])
 local due = call('ZRANGEBYSCORE', DEADLINES, from, until_ms, 'WITHSCORES', 'LIMIT', skip, page)
@@ -28,7 +33,7 @@ for i = 1, #due, 2 do
   end
 end
 
-if #due < 2 * page then return { watched, '', 0 } end
+if #due < 2 * page then return { watched, '', 0, live, primary } end
 -- By deadline and not by rank: one that is renewed between two pages moves no other.
 local last, same = due[#due], 0
 for i = #due, 2, -2 do
@@ -36,4 +41,4 @@ for i = #due, 2, -2 do
   same = same + 1
 end
 if last == from then same = same + skip end
-return { watched, last, same }
+return { watched, last, same, live, primary }

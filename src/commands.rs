@@ -17,6 +17,7 @@ mod bench;
 mod connection;
 mod demo;
 mod dev;
+mod doctor;
 mod events;
 mod explain;
 mod jobs;
@@ -60,6 +61,7 @@ enum Command {
     Publish(publish::Args),
     RunnerAdd(runner_add::Args),
     Runner(Box<runner::Args>),
+    Doctor(doctor::Args),
     Jobs(jobs::Args),
     Explain(explain::Args),
     Events(events::Args),
@@ -146,6 +148,7 @@ async fn run_tool(command: Command, stop: CancellationToken) -> anyhow::Result<(
     match command {
         Command::Publish(args) => publish::run(args, stop).await,
         Command::RunnerAdd(args) => runner_add::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Jobs(args) => jobs::run(args).await,
         Command::Explain(args) => explain::run(args).await,
         Command::Events(args) => events::run(args, stop).await,

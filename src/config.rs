@@ -110,6 +110,10 @@ settings! {
     accept_timeout: Duration,
     /// How long a job is owned without a beat.
     lease: Duration,
+    /// Which part of all leases may run out at once, in percent.
+    mass_expiry_percent: u32,
+    /// How long more than that is held up.
+    mass_expiry_hold: Duration,
     /// How long before the end of its lease a runner stops by itself.
     lease_margin: Duration,
     /// How often runners beat; twice this is at most `lease` less `lease_margin`.

@@ -86,6 +86,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         draining: draining.clone(),
         stopped: stopped.clone(),
     };
+    redis_up::tell_health(&pod).await;
     redis_up::load_scripts(&pod).await.context("redis: loading the scripts")?;
     redis_up::set_policy(&pod).await.context("redis: setting the policy")?;
     readiness.set_redis_up(true);
@@ -203,17 +204,21 @@ fn refuse_what_is_not_there(config: &Config) -> anyhow::Result<()> {
         !tls,
         "grpc_tls_cert_file: this version serves runners without TLS; put a TLS proxy in front of it"
     );
-    anyhow::ensure!(config.require_replicas == 0, "require_replicas: this version does not wait for replicas; set 0");
+    anyhow::ensure!(
+        config.require_replicas == 0 || !config.redis_url.is_cluster(),
+        "require_replicas: this version does not wait for replicas in a Redis Cluster; set 0, or use Sentinel"
+    );
     Ok(())
 }
 
 fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
     Ok(RedisSettings {
-        url: config.redis_url.expose().to_owned(),
         command_timeout: config.redis_command_timeout,
         username: config.redis_username.clone(),
         password: config.read_redis_password().context("redis_password_file")?,
         ca_file: config.redis_ca_file.clone(),
+        replicas: config.require_replicas,
+        ..RedisSettings::new(config.redis_url.expose())
     })
 }
 

@@ -12,8 +12,10 @@
 //! - A blocking read has its own connection, and is never left half-way on a connection that lives on.
 
 mod client;
+mod durable;
 mod error;
 mod explain;
+mod health;
 mod keys;
 mod link;
 mod partition;
@@ -32,10 +34,11 @@ mod stuck;
 pub use client::Redis;
 pub use error::{RedisError, Refusal};
 pub use explain::{Explainer, ExplainerKeys};
+pub use health::{Checkup, Finding, Severity};
 pub use keys::Keys;
 pub use partition::{
-    Due, Expired, FannedOut, HandOver, Mail, Manager, Offer, Partition, PassedOver, Renewed, Report, Return, Taken,
-    TakenJob, Terms,
+    Due, Expired, FannedOut, HandOver, Look, Mail, Manager, Offer, Partition, PassedOver, Renewed, Report, Return,
+    Taken, TakenJob, Terms,
 };
 pub use pauses::{Over, Resumed};
 pub use policy::{LaneOrder, Policy};

@@ -399,11 +399,12 @@ async fn a_session_that_ends_while_it_is_let_in_is_offered_no_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_leases_lost_at_once_expire_together() {
+async fn many_leases_lost_at_once_are_held_up_for_a_while_and_expire_together() {
     let mut installation = Installation::new().await;
     installation.config.lease = Duration::from_secs(4);
     installation.config.beat_interval = Duration::from_millis(500);
     installation.config.sweep_interval = Duration::from_millis(200);
+    installation.config.mass_expiry_hold = Duration::from_secs(3);
     let pod = installation.pod("a").await;
     installation.register(1, json!({})).await;
     let (mut lost, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 700)).await;
@@ -420,7 +421,15 @@ async fn many_leases_lost_at_once_expire_together() {
     lost.say(raw::beat(1, &leases)).await;
     lost.until(|kind| matches!(kind, Down::BeatAck(_)).then_some(())).await;
     drop(lost);
+    let since = Instant::now();
+    installation
+        .until("the alarm", async || pod.admin("/metrics").await.1.contains("job_router_mass_expiry 1").then_some(()))
+        .await;
     installation.until_events("job.failed", 700).await;
+    assert!(
+        since.elapsed() > installation.config.lease * 2 - installation.config.beat_interval,
+        "seen silent once more"
+    );
     let events = installation.events().await;
     let failed = events.iter().filter(|event| event.event_type.to_string() == "job.failed").map(|event| event.at_ms);
     let (first, last) = (failed.clone().min().expect("700"), failed.max().expect("700"));

@@ -8,9 +8,8 @@ use job_router::redis::Script;
 use job_router::redis::scripts::{ALL, Outcome};
 
 /// Longer files, each with its reason.
-const LONG_FILES: [(&str, &str); 5] = [
+const LONG_FILES: [(&str, &str); 4] = [
     ("src/client/session_tests.rs", "one story of a session per test, on one played router"),
-    ("src/redis/partition.rs", "one typed call per script; apart, each would lose its neighbours"),
     ("src/contract/tests.rs", "one table of good and bad messages per type"),
     ("tests/redis_edge.rs", "one fault of the edge to Redis per test, on shared helpers"),
     ("tests/scripts.rs", "worlds in, one script, worlds out: one test per promise, on shared helpers"),

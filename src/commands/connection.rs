@@ -57,11 +57,11 @@ pub(super) fn config_of(
 /// How a pod of this configuration reaches Redis.
 pub(super) fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
     Ok(RedisSettings {
-        url: config.redis_url.expose().to_owned(),
         command_timeout: config.redis_command_timeout,
         username: config.redis_username.clone(),
         password: config.read_redis_password().context("cannot read the password file of Redis")?,
         ca_file: config.redis_ca_file.clone(),
+        ..RedisSettings::new(config.redis_url.expose())
     })
 }
 

@@ -28,8 +28,8 @@ use super::runner_add::{self, RunnerArgs};
 
 /// What a pod logs, with its addresses, once it has bound them.
 pub(super) const LISTENING: &str = "pod listening";
-/// What a pod logs here: that, and what is wrong. A line for each job would be a cost of its own.
-const POD_LOG: &str = "warn,job_router::commands=info";
+/// What a pod logs here: that, and what is wrong; not that a Redis of ours keeps nothing. A line for each job would be a cost of its own.
+const POD_LOG: &str = "warn,job_router::commands=info,job_router::health=off";
 /// How long a pod may drain: at the end of a run its runners are gone, or past help.
 const POD_DRAIN_MAX: &str = "2s";
 /// How long a pod may take to be ready, on a busy machine.

@@ -35,6 +35,11 @@ impl RedisUrl {
         ["rediss", "valkeys"].contains(&server(self.scheme()))
     }
 
+    /// Whether it leads to a Redis Cluster.
+    pub fn is_cluster(&self) -> bool {
+        self.scheme().ends_with("-cluster")
+    }
+
     /// Whether the URL itself names a user or a password for the server.
     pub fn has_credentials(&self) -> bool {
         self.authority().contains('@')

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::{GroupLaneOrder, PriorityReach};
-use crate::redis::{LaneOrder, Redis, RedisError, RedisSettings, scripts};
+use crate::redis::{Finding, LaneOrder, Redis, RedisError, RedisSettings, Severity, scripts};
 use crate::stages::{Pod, ToTake};
 use crate::telemetry::{Readiness, metrics};
 
@@ -16,6 +16,9 @@ use crate::telemetry::{Readiness, metrics};
 const RETRY: Duration = Duration::from_secs(1);
 /// How often to look whether Redis is there.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Whose log lines those on the state of Redis are: apart, for where it is as it is on purpose.
+const HEALTH: &str = "job_router::health";
 
 /// Connects; waits for a Redis that is not there yet, until `shutdown`.
 pub(super) async fn connect(settings: &RedisSettings, shutdown: &CancellationToken) -> Result<Redis, RedisError> {
@@ -29,6 +32,27 @@ pub(super) async fn connect(settings: &RedisSettings, shutdown: &CancellationTok
                     () = shutdown.cancelled() => return Err(error),
                     () = tokio::time::sleep(RETRY) => {}
                 }
+            }
+        }
+    }
+}
+
+/// Says in the log what Redis would lose as it is set up. It is no reason not to start.
+pub(super) async fn tell_health(pod: &Pod) {
+    let mut prefixes: Vec<String> = pod.partitions.iter().map(|partition| partition.key("")).collect();
+    prefixes.push(pod.keys.runners());
+    let checkups = match pod.redis.checkups(&prefixes, pod.config.require_replicas, pod.config.lease).await {
+        Ok(checkups) => checkups,
+        Err(error) => return warn!(%error, "redis not looked at"),
+    };
+    for (server, finding) in checkups.iter().flat_map(|c| c.findings.iter().map(|finding| (&c.server, finding))) {
+        let Finding { severity, what, then, set } = finding;
+        match severity {
+            Severity::Loss => {
+                warn!(target: HEALTH, server, what, then, set, "redis may lose jobs or hold them up; see job-router doctor");
+            }
+            Severity::Waste => {
+                info!(target: HEALTH, server, what, then, set, "redis could do better; see job-router doctor");
             }
         }
     }

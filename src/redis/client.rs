@@ -27,9 +27,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::durable::Durable;
 use super::link::{self, Link};
 use super::script::FUNCTION_PREFIX;
-use super::{Arg, Reader, RedisError, RedisSettings, Refusal, Reply, Script};
+use super::{Arg, Reader, RedisError, RedisSettings, Refusal, Reply, Script, scripts};
 use crate::telemetry::labels;
 use crate::telemetry::metrics;
 
@@ -37,6 +38,8 @@ use crate::telemetry::metrics;
 const TIMEOUTS_MAX: u32 = 3;
 /// Probes per command timeout: an idle pod finds a hung server in about one command timeout.
 const PROBES_PER_TIMEOUT: u32 = 3;
+/// A wait for replicas ends in a part of the command timeout: calls behind it on its connection wait too.
+const WAITS_PER_TIMEOUT: u32 = 4;
 
 /// Commands and scripts on Redis. Cheap to clone; clones share the connection.
 #[derive(Clone)]
@@ -51,6 +54,8 @@ struct Shared {
     connections: watch::Sender<u64>,
     doubts: watch::Sender<u64>,
     timeouts_in_row: AtomicU32,
+    /// For calls that replicas must have.
+    durable: Durable,
     /// After `quit`. The library would let later calls wait for their timeout.
     closed: AtomicBool,
 }
@@ -58,6 +63,15 @@ struct Shared {
 struct Active {
     link: Link,
     calls: WithOptions<Client>,
+}
+
+/// A call of a script.
+struct Call {
+    name: &'static str,
+    timed_as: labels::RedisCall,
+    /// Its first key.
+    key: Bytes,
+    values: Vec<Value>,
 }
 
 // === impl Redis ===
@@ -78,6 +92,7 @@ impl Redis {
             connections,
             doubts: watch::Sender::new(0),
             timeouts_in_row: AtomicU32::new(0),
+            durable: Durable::default(),
             closed: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -96,26 +111,81 @@ impl Redis {
         keys: Vec<Arg>,
         args: impl IntoIterator<Item = Arg>,
     ) -> Result<Reply, RedisError> {
-        let key = keys.first().and_then(Arg::as_key).expect("a script is called with a key, and a key is a string");
-        let fcall = || link::command("FCALL", key, false);
-
-        let args = args.into_iter();
-        let mut values = Vec::with_capacity(2 + keys.len() + args.size_hint().0);
-        values.push(Value::Bytes(script.function_bytes().clone()));
-        values.push(Value::Integer(keys.len() as i64));
-        values.extend(keys.iter().cloned().chain(args).map(|arg| arg.0));
-
+        let call = Call::new(script, keys, args);
         // A clone shares the bytes: it costs one allocation, and is needed where a server has not seen the script.
-        let timed_as = labels::RedisCall::of_script(script.name());
-        match self.send(timed_as, script.name(), fcall(), values.clone()).await {
-            Err(RedisError::Refused { refusal: Refusal::NoScript, .. }) => {
-                self.load_one(script, key).await?;
-                let reply = self.send(timed_as, script.name(), fcall(), values).await;
+        match self.send(call.timed_as, script.name(), call.command(), call.values.clone()).await {
+            Err(error) if error.refusal() == Some(Refusal::NoScript) => {
+                self.load_one(script, &call.key).await?;
+                let reply = self.send(call.timed_as, script.name(), call.command(), call.values).await;
                 self.doubt();
                 reply
             }
             reply => reply,
         }
+    }
+
+    /// Runs a script as [`call`](Self::call) does, and answers once so many replicas have what it wrote, and all that was written
+    /// before, as the settings want. `barrier` is a key in its slot, written for nothing else.
+    ///
+    /// # Errors
+    ///
+    /// Also [`RedisError::NotReplicated`]: the same call again waits on.
+    pub async fn call_durably(
+        &self,
+        script: &'static Script,
+        keys: Vec<Arg>,
+        args: impl IntoIterator<Item = Arg>,
+        barrier: Arg,
+    ) -> Result<Reply, RedisError> {
+        if self.shared.settings.replicas == 0 {
+            return self.call(script, keys, args).await;
+        }
+        self.refuse_if_closed()?;
+        let (durable, settings) = (&self.shared.durable, &self.shared.settings);
+        let (connection, new) = Box::pin(durable.connection(script.name(), settings)).await?;
+        if new {
+            self.doubt(); // of the order among calls before and after
+        }
+        let call = Call::new(script, keys, args);
+        let barrier = Call::new(&scripts::BARRIER, vec![barrier], []);
+        let mut reply = self.send_durably(&connection.calls, &call, &barrier).await;
+        if reply.as_ref().is_err_and(|error| error.refusal() == Some(Refusal::NoScript)) {
+            self.load_one(script, &call.key).await?;
+            self.load_one(&scripts::BARRIER, &call.key).await?;
+            reply = self.send_durably(&connection.calls, &call, &barrier).await;
+            self.doubt();
+        }
+        if reply.is_err() {
+            durable.forget(script.name(), &connection).await;
+        }
+        reply
+    }
+
+    /// A call, the barrier and the wait, one behind the other, each on its way before the one before is answered.
+    async fn send_durably(
+        &self,
+        calls: &WithOptions<Client>,
+        call: &Call,
+        barrier: &Call,
+    ) -> Result<Reply, RedisError> {
+        let RedisSettings { replicas: wanted, command_timeout, .. } = self.shared.settings;
+        let at_most = command_timeout / WAITS_PER_TIMEOUT;
+        let wait = vec![Value::Integer(wanted.into()), Value::Integer(at_most.as_millis() as i64)];
+        let send = |call: &Call| link::send(calls, call.name, call.command(), call.values.clone());
+        let wait = link::send(calls, "WAIT", link::command("WAIT", &call.key, false), wait);
+        // In this order; on the heap, as such a future is large.
+        let (reply, written, have) = tokio::join!(
+            biased;
+            Box::pin(timed(call.timed_as, send(call))),
+            Box::pin(timed(barrier.timed_as, send(barrier))),
+            Box::pin(timed(labels::RedisCall::Wait, wait)),
+        );
+        let (reply, _, have) = (reply?, written?, have?.as_u64()?);
+        if have >= u64::from(wanted) {
+            return Ok(reply);
+        }
+        metrics().redis_errors_total.of(labels::RedisError::Replication).increment(1);
+        Err(RedisError::NotReplicated { call: call.name, wanted, have })
     }
 
     /// Loads those of the scripts that the node that owns `key` does not have, so that the next call of each keeps its place in
@@ -218,6 +288,7 @@ impl Redis {
     /// Lets calls in flight finish, within one command timeout, and closes. Calls after this fail at once.
     pub async fn quit(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.durable.close().await;
         // The lock is not held across the wait; the client in place is replaced by nobody but `watch`.
         let quit = self.read_active(|active| active.link.quit(self.shared.settings.command_timeout));
         quit.await;
@@ -248,17 +319,19 @@ impl Redis {
         command: CustomCommand,
         args: Vec<Value>,
     ) -> Result<Reply, RedisError> {
-        if self.shared.closed.load(Ordering::Relaxed) {
-            return Err(RedisError::Unavailable("the connection was closed".to_owned()));
-        }
+        self.refuse_if_closed()?;
         let calls = self.read_active(|active| active.calls.clone());
         let sent = Instant::now();
         let reply = self.counted(link::send(&calls, call, command, args)).await;
-        metrics().redis_call_seconds.of(timed_as).record(sent.elapsed());
-        if let Some(kind) = reply.as_ref().err().and_then(RedisError::label) {
-            metrics().redis_errors_total.of(kind).increment(1);
-        }
+        record(timed_as, sent, &reply);
         reply
+    }
+
+    fn refuse_if_closed(&self) -> Result<(), RedisError> {
+        if self.shared.closed.load(Ordering::Relaxed) {
+            return Err(RedisError::Unavailable("the connection was closed".to_owned()));
+        }
+        Ok(())
     }
 
     /// Counts timeouts in a row: any answer, an error too, shows that the server lives.
@@ -275,6 +348,42 @@ impl Redis {
 
     fn read_active<T>(&self, read: impl FnOnce(&Active) -> T) -> T {
         read(&self.shared.active.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+async fn timed(
+    timed_as: labels::RedisCall,
+    call: impl Future<Output = Result<Reply, RedisError>>,
+) -> Result<Reply, RedisError> {
+    let sent = Instant::now();
+    let reply = call.await;
+    record(timed_as, sent, &reply);
+    reply
+}
+
+/// Counts a call and how long it took.
+fn record(timed_as: labels::RedisCall, sent: Instant, reply: &Result<Reply, RedisError>) {
+    metrics().redis_call_seconds.of(timed_as).record(sent.elapsed());
+    if let Some(kind) = reply.as_ref().err().and_then(RedisError::label) {
+        metrics().redis_errors_total.of(kind).increment(1);
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    fn new(script: &'static Script, keys: Vec<Arg>, args: impl IntoIterator<Item = Arg>) -> Self {
+        let key = keys.first().and_then(Arg::as_key).expect("a script is called with a key, and a key is a string");
+        let (name, key, args) = (script.name(), Bytes::copy_from_slice(key), args.into_iter());
+        let mut values = Vec::with_capacity(2 + keys.len() + args.size_hint().0);
+        values.push(Value::Bytes(script.function_bytes().clone()));
+        values.push(Value::Integer(keys.len() as i64));
+        values.extend(keys.into_iter().chain(args).map(|arg| arg.0));
+        Self { name, timed_as: labels::RedisCall::of_script(name), key, values }
+    }
+
+    fn command(&self) -> CustomCommand {
+        link::command("FCALL", &self.key, false)
     }
 }
 

@@ -24,6 +24,16 @@ pub enum RedisError {
     /// The connection ended before the answer came. The call may have been applied.
     #[error("redis connection lost: {0}")]
     Lost(String),
+    /// Applied, and in time only so many replicas had it. A failover now may lose it.
+    #[error("redis applied {call}, but only {have} of the {wanted} replicas that must have it do")]
+    NotReplicated {
+        /// The script.
+        call: &'static str,
+        /// How many replicas must have it.
+        wanted: u8,
+        /// How many have.
+        have: u64,
+    },
     /// Redis refused the call before it did anything.
     #[error("redis refused {call}: {text}")]
     Refused {
@@ -106,9 +116,12 @@ impl RedisError {
     /// Whether the call may have changed something: ask Redis what is so before acting on the opposite.
     pub fn may_have_applied(&self) -> bool {
         match self {
-            Self::Timeout(_) | Self::Lost(_) | Self::Denied { .. } | Self::Failed { .. } | Self::Unexpected { .. } => {
-                true
-            }
+            Self::Timeout(_)
+            | Self::Lost(_)
+            | Self::NotReplicated { .. }
+            | Self::Denied { .. }
+            | Self::Failed { .. }
+            | Self::Unexpected { .. } => true,
             Self::Settings(_) | Self::Unavailable(_) | Self::Refused { .. } => false,
         }
     }
@@ -117,7 +130,11 @@ impl RedisError {
     /// only if it says so.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::Timeout(_) | Self::Lost(_) | Self::Denied { .. } => true,
+            Self::Unavailable(_)
+            | Self::Timeout(_)
+            | Self::Lost(_)
+            | Self::NotReplicated { .. }
+            | Self::Denied { .. } => true,
             Self::Refused { refusal, .. } => refusal.passes(),
             Self::Settings(_) | Self::Failed { .. } | Self::Unexpected { .. } => false,
         }
@@ -149,6 +166,7 @@ impl RedisError {
             _ if self.wants_rights() => Label::Auth,
             Self::Timeout(_) => Label::Timeout,
             Self::Unavailable(_) | Self::Lost(_) => Label::Connection,
+            Self::NotReplicated { .. } => Label::Replication,
             Self::Failed { .. } => Label::Script,
             _ => Label::Other,
         })

@@ -79,7 +79,8 @@ impl Runners {
         let token_key = if token.is_empty() { id_key.clone() } else { self.token_key(token) };
         let keys = vec![id_key.into(), token_key.into(), format!("{}changes", self.prefix).into(), self.ids_key()];
         let args = [id.0.into(), version.into(), token.into(), record.into(), self.token_key("").into()];
-        Outcome::try_from(&self.redis.call(&scripts::RUNNER_UPSERT, keys, args).await?)
+        let barrier = format!("{}barrier", self.prefix).into();
+        Outcome::try_from(&self.redis.call_durably(&scripts::RUNNER_UPSERT, keys, args, barrier).await?)
     }
 
     /// All runners that are not deleted, by id, read page by page: what changes meanwhile may be seen or not.

@@ -73,8 +73,11 @@ pub static BUCKETS: Script = script!("buckets", "no-writes");
 /// Tells of jobs that no online runner could ever take.
 pub static STUCK: Script = script!("stuck", "allow-oom");
 
+/// Writes something that means nothing.
+pub static BARRIER: Script = script!("barrier", "allow-oom");
+
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
-pub static ALL: [&Script; 25] = [
+pub static ALL: [&Script; 26] = [
     &FAN_OUT,
     &TAKE,
     &START,
@@ -100,6 +103,7 @@ pub static ALL: [&Script; 25] = [
     &EXPLAIN,
     &BUCKETS,
     &STUCK,
+    &BARRIER,
 ];
 
 /// What a script answers for one job. The words of `lua/lib/reply.lua`.

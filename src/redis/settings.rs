@@ -31,12 +31,22 @@ pub struct RedisSettings {
     pub password: Option<SecretString>,
     /// PEM file with the certificate authorities to trust instead of the system's; for `rediss` only.
     pub ca_file: Option<PathBuf>,
+    /// How many replicas must have what [`call_durably`](super::Redis::call_durably) wrote before it is answered. Not in a
+    /// cluster, where nothing says which node a call and the wait for it went to.
+    pub replicas: u8,
 }
 
 impl RedisSettings {
     /// The defaults for a Redis at `url`.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), command_timeout: COMMAND_TIMEOUT, username: None, password: None, ca_file: None }
+        Self {
+            url: url.into(),
+            command_timeout: COMMAND_TIMEOUT,
+            username: None,
+            password: None,
+            ca_file: None,
+            replicas: 0,
+        }
     }
 }
 

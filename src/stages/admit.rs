@@ -157,7 +157,7 @@ async fn renew(
     resumed: &mut Vec<ResumedJob>,
 ) -> Result<Vec<Lease>, RedisError> {
     let partition = &pod.partitions[usize::from(number)];
-    let renewed = partition.renew(&pod.name, pod.config.lease, leases).await?;
+    let renewed = partition.resume_running(&pod.name, pod.config.lease, leases).await?;
     let mut not_yours = Vec::new();
     for (lease, renewed) in leases.iter().zip(renewed) {
         match renewed {

@@ -150,7 +150,7 @@ impl FanOut {
     async fn apply(&self, batch: Batch) -> Applied {
         let Batch { entries, mark } = batch;
         let ids = entries.iter().map(|(id, _)| id.clone()).collect();
-        let not_done = self.apply_in_order(entries).await;
+        let not_done = Box::pin(self.apply_in_order(entries)).await;
         Applied { mark, ids, not_done }
     }
 

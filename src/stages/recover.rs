@@ -3,6 +3,7 @@
 //! Redis' clock may jump, so it only says whom to look at. A lease expires, and a pod is dead, when this pod itself has seen it
 //! unchanged for long enough on its own monotonic clock; the script then checks that it still is.
 
+mod breaker;
 mod watch;
 
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as channel};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{BATCH, Pod, ToTake, Undone};
 use crate::clock::jitter;
@@ -20,6 +21,7 @@ use crate::redis::{Due, Expired, Over, Partition, RedisError};
 use crate::runner::Lane;
 use crate::telemetry::labels::{self, GaveBack};
 use crate::telemetry::metrics;
+use breaker::Breaker;
 use watch::Watch;
 
 /// How many leases one call reads: a few milliseconds of Redis.
@@ -53,6 +55,9 @@ pub async fn run(
         assigned: Watch::new(config.accept_timeout),
         canceling: Watch::new(canceling_watched(&config)),
         standing: Watch::new(config.sweep_interval / 2),
+        breaker: Breaker::new(config.mass_expiry_percent, config.mass_expiry_hold, config.lease),
+        breaker_told: false,
+        primary: None,
         sweep_cursor: "0".to_owned(),
         pod,
     };
@@ -109,6 +114,10 @@ struct Recover {
     /// Lanes with work; what is at their head.
     standing: Watch<Lane, String>,
     sweep_cursor: String,
+    breaker: Breaker,
+    breaker_told: bool,
+    /// The server and its history, as seen last.
+    primary: Option<String>,
 }
 
 // === impl Recover ===
@@ -172,18 +181,53 @@ impl Recover {
         Ok(())
     }
 
+    fn tell_breaker(&mut self, open: bool) {
+        if open != self.breaker_told {
+            self.breaker_told = open;
+            metrics().mass_expiry.increment(if open { 1.0 } else { -1.0 });
+        }
+    }
+
+    /// Another server, or the same with another history, may have lost beats that were acknowledged: what was seen there before says
+    /// nothing about how long a lease has been silent.
+    fn follow(&mut self, primary: String) {
+        if self.primary.as_ref() == Some(&primary) {
+            return;
+        }
+        if self.primary.replace(primary).is_some() {
+            metrics().redis_primary_changes_total.increment(1);
+            warn!(partition = self.number, lease = ?self.pod.config.lease, "another redis primary; no lease runs out for one lease");
+        }
+        self.leases.forget();
+        self.assigned.forget();
+        self.canceling.forget();
+    }
+
     /// Ends leases that this pod has seen unchanged for all their time.
     async fn expire(&mut self) -> Result<(), Undone> {
         let config = self.pod.config.clone();
         let ahead = ahead(&config);
         let asked = Instant::now();
-        let due = self.pod.until_done("due", || self.partition().due(ahead, DUE_PAGE, DUE_MAX)).await?;
-        let (canceling, leased): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.state == "canceling");
+        let look = self.pod.until_done("due", || self.partition().due(ahead, DUE_PAGE, DUE_MAX)).await?;
+        self.follow(look.primary);
+        let (canceling, leased): (Vec<_>, Vec<_>) = look.due.into_iter().partition(|due| due.state == "canceling");
         let (assigned, leased): (Vec<_>, Vec<_>) = leased.into_iter().partition(|due| due.state == "assigned");
         // The pushing pod looks after the time to accept; others only when it is past.
         let overdue = assigned.into_iter().filter(|due| due.overdue_ms >= 0);
         let mut ended = self.assigned.unchanged(asked, overdue.map(|due| (without_time(due), ())));
-        ended.extend(self.leases.unchanged(asked, leased.into_iter().map(|due| (without_time(due), ()))));
+        let run_out = self.leases.unchanged(asked, leased.into_iter().map(|due| (without_time(due), ())));
+        if self.breaker.holds(asked, run_out.len(), look.live) {
+            error!(
+                leases = run_out.len(),
+                of = look.live,
+                partition = self.number,
+                "so many leases run out at once that it looks like a fault between us and the runners; held up for \
+                 mass_expiry_hold: look at the network to the runners, and at the pods"
+            );
+        } else {
+            ended.extend(run_out);
+        }
+        self.tell_breaker(self.breaker.is_open(asked));
         let graceless = self.canceling.unchanged(asked, canceling.iter().map(|due| (due.lease, ())));
         let graceless = canceling.into_iter().filter(|due| graceless.contains(&(due.lease, ())));
         ended.extend(graceless.map(|due| (due, ())));

@@ -106,6 +106,7 @@ labels! {
         Cancel = "cancel",
         Expire = "expire",
         OtherScript = "other_script",
+        Wait = "wait",
         Command = "command",
     }
 
@@ -116,6 +117,7 @@ labels! {
         Script = "script",
         OutOfMemory = "out_of_memory",
         Auth = "auth",
+        Replication = "replication",
         Other = "other",
     }
 

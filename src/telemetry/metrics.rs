@@ -97,6 +97,11 @@ metrics! {
     give_backs_total: By<GaveBack, Counter>;
     /// Jobs whose lease ran out, by what became of them.
     expiries_total: By<Expired, Counter>;
+    /// Partitions in which so many leases run out at once that it looks like a fault of ours: they are held up, or were for
+    /// `mass_expiry_hold`. Somebody should look.
+    mass_expiry: Gauge;
+    /// Times that another server was found to be the primary, or the same one after a restart: no lease runs out for one lease.
+    redis_primary_changes_total: Counter;
     /// Events `job.stuck` that this pod wrote: heads of buckets that no online runner could ever take a job of.
     jobs_stuck_total: Counter;
     /// Jobs that only the sweep found a runner for. Must stay 0: each is a lost wake-up.

@@ -19,6 +19,11 @@ impl<K: Hash + Eq + Clone, V: PartialEq + Clone> Watch<K, V> {
         Self { long_enough, seen: HashMap::new() }
     }
 
+    /// Nothing was seen so far.
+    pub(super) fn forget(&mut self) {
+        self.seen.clear();
+    }
+
     /// Takes a look, which was asked for at `asked`; answers those that have been the same in every look for long enough, and
     /// watches them anew. A look shows how things were at some time between its question and its answer: so it has been long
     /// enough when it is from the answer of the first look to the question of this one.
