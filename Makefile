@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench redis-server
+.PHONY: help demo test bench chaos redis-server
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -27,6 +27,12 @@ bench: redis-server ## Measure this build on this machine: all of job-router ben
 	$(TARGET)/release/job-router bench backlog
 	$(TARGET)/release/job-router bench lanes
 	$(TARGET)/release/job-router bench fairness
+
+chaos: redis-server ## Let everything fail at random: make chaos SEED=7 MINUTES=10 TOPOLOGY=sentinel (one, cluster); its last line is JSON
+	@report=$$(mktemp); \
+	SEED=$(or $(SEED),1) MINUTES=$(or $(MINUTES),1) TOPOLOGY=$(or $(TOPOLOGY),one) CHAOS_REPORT=$$report \
+		cargo test --locked --test chaos a_run_as_long_as_one_likes -- --ignored --nocapture; \
+	code=$$?; cat $$report; rm -f $$report; exit $$code
 
 redis-server:
 	@command -v redis-server >/dev/null && exit 0; \

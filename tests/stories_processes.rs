@@ -2,96 +2,26 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use job_router::redis::Redis;
 use serde_json::json;
 use support::net::Balancer;
 use support::pods::{Gate, Installation, Noting};
+use support::processes::PodProcess;
 use support::redis_url;
 
-/// A `job-router serve`. Killed when dropped.
-struct PodProcess {
-    child: Child,
-    url: String,
-}
-
-impl PodProcess {
-    fn start(installation: &Installation, name: &str) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_job-router"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("JOB_ROUTER_")) {
-            command.env_remove(name);
-        }
-        let config = &installation.config;
-        command.args([
-            "serve",
-            "--grpc-listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--log-format",
-            "json",
-        ]);
-        command.args(["--redis-url", &redis_url(), "--key-prefix", config.key_prefix.as_str()]);
-        command.args(["--inbox-stream", &config.inbox_stream, "--pod-id", name, "--drain-timeout", "5s"]);
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let (tell, told) = std::sync::mpsc::channel();
-        let outputs: [Box<dyn std::io::Read + Send>; 2] =
-            [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
-        for output in outputs {
-            let tell = tell.clone();
-            // Read to its end, so that a full pipe holds up nothing.
-            std::thread::spawn(move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
-                    if line.to_string().contains("pod ready") {
-                        let _ = tell.send(line["grpc"].as_str().expect("an address").to_owned());
-                    }
-                }
-            });
-        }
-        let address = told.recv_timeout(Duration::from_secs(20)).expect("the pod is ready in time");
-        Self { child, url: format!("http://{address}") }
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).expect("it is there");
-    }
-
-    /// Freezes it. Returns once all its threads stand still: the signal only asks them to.
-    fn freeze(&self) {
-        use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
-        self.signal(Signal::STOP);
-        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
-        waitid(WaitId::Pid(Pid::from_child(&self.child)), stopped).expect("ours");
-    }
-
-    /// Waits for its end after SIGTERM: exit code 0.
-    fn drained(mut self) {
-        let since = Instant::now();
-        loop {
-            match self.child.try_wait().expect("ours") {
-                Some(status) => return assert!(status.success(), "{status}"),
-                None => assert!(since.elapsed() < Duration::from_secs(10), "not drained in time"),
-            }
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for PodProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start(installation: &Installation, name: &str) -> PodProcess {
+    let config = &installation.config;
+    let flags = [
+        format!("--redis-url={}", redis_url()),
+        format!("--key-prefix={}", config.key_prefix),
+        format!("--inbox-stream={}", config.inbox_stream),
+        format!("--pod-id={name}"),
+        "--drain-timeout=5s".to_owned(),
+    ];
+    PodProcess::start(&flags, "pod ready")
 }
 
 async fn lengths(redis: &Redis, installation: &Installation) -> u64 {
@@ -106,8 +36,8 @@ async fn lengths(redis: &Redis, installation: &Installation) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_deployment_delays_and_loses_nothing() {
     let installation = Installation::new().await;
-    let (a, b) = (PodProcess::start(&installation, "a"), PodProcess::start(&installation, "b"));
-    let balancer = Balancer::new(&[&a.url, &b.url]).await;
+    let (a, b) = (start(&installation, "a"), start(&installation, "b"));
+    let balancer = Balancer::new(&[&a.url(), &b.url()]).await;
     installation.register(1, json!({})).await;
     let runners: Vec<_> = (1..=4)
         .map(|n| {
@@ -119,8 +49,8 @@ async fn a_rolling_deployment_delays_and_loses_nothing() {
         installation.job(id, json!({})).await;
     }
     installation.until_events("job.finished", 200).await;
-    let c = PodProcess::start(&installation, "c");
-    balancer.point_to(&[&b.url, &c.url]);
+    let c = start(&installation, "c");
+    balancer.point_to(&[&b.url(), &c.url()]);
     a.signal(rustix::process::Signal::TERM);
     for id in 1_001..=2_000 {
         installation.job(id, json!({})).await;
@@ -144,9 +74,9 @@ async fn a_rolling_deployment_delays_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_pods_jobs_go_to_others_within_five_seconds_and_running_ones_run_on() {
     let installation = Installation::new().await;
-    let a = PodProcess::start(&installation, "a");
+    let a = start(&installation, "a");
     installation.register(1, json!({})).await;
-    let balancer = Balancer::new(&[&a.url]).await;
+    let balancer = Balancer::new(&[&a.url()]).await;
     // One runs three jobs; another holds two that it has not accepted.
     let gate = Gate::default();
     let running = installation.runner(&balancer.url, 1, "s_1", 3, gate.clone());
@@ -154,14 +84,14 @@ async fn a_killed_pods_jobs_go_to_others_within_five_seconds_and_running_ones_ru
         installation.job(id, json!({})).await;
     }
     installation.until_events("job.running", 3).await;
-    let (mut silent, _) = support::raw::Raw::open(&a.url, 1, support::raw::hello("s_2", 2)).await;
+    let (mut silent, _) = support::raw::Raw::open(&a.url(), 1, support::raw::hello("s_2", 2)).await;
     for id in 4..=5 {
         installation.job(id, json!({})).await;
         silent.assign().await;
     }
-    let b = PodProcess::start(&installation, "b");
-    let (mut other, _) = support::raw::Raw::open(&b.url, 1, support::raw::hello("s_3", 2)).await;
-    balancer.point_to(&[&b.url]);
+    let b = start(&installation, "b");
+    let (mut other, _) = support::raw::Raw::open(&b.url(), 1, support::raw::hello("s_3", 2)).await;
+    balancer.point_to(&[&b.url()]);
     a.signal(rustix::process::Signal::KILL);
     let since = Instant::now();
     for id in 4..=5 {
@@ -187,14 +117,14 @@ async fn a_killed_pods_jobs_go_to_others_within_five_seconds_and_running_ones_ru
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_was_frozen_for_longer_than_it_counts_as_dead_starts_nothing_stale() {
     let installation = Installation::new().await;
-    let (a, b) = (PodProcess::start(&installation, "a"), PodProcess::start(&installation, "b"));
+    let (a, b) = (start(&installation, "a"), start(&installation, "b"));
     installation.register(1, json!({})).await;
-    let (mut first, _) = support::raw::Raw::open(&a.url, 1, support::raw::hello("s_1", 1)).await;
+    let (mut first, _) = support::raw::Raw::open(&a.url(), 1, support::raw::hello("s_1", 1)).await;
     installation.job(1, json!({})).await;
     let stale = first.assign().await.lease.expect("a lease");
     a.freeze();
     first.say(support::raw::accepted(&stale)).await;
-    let (mut second, _) = support::raw::Raw::open(&b.url, 1, support::raw::hello("s_2", 1)).await;
+    let (mut second, _) = support::raw::Raw::open(&b.url(), 1, support::raw::hello("s_2", 1)).await;
     let assign = second.assign().await;
     let lease = second.accept(&assign).await;
     a.signal(rustix::process::Signal::CONT);
@@ -203,7 +133,7 @@ async fn a_pod_that_was_frozen_for_longer_than_it_counts_as_dead_starts_nothing_
     second.say(support::raw::finished(&lease)).await;
     installation.until_events("job.finished", 1).await;
     // It has joined again: what is queued now reaches its runner.
-    let (mut third, _) = support::raw::Raw::open(&a.url, 1, support::raw::hello("s_4", 1)).await;
+    let (mut third, _) = support::raw::Raw::open(&a.url(), 1, support::raw::hello("s_4", 1)).await;
     installation.job(2, json!({})).await;
     let next = tokio::select! { assign = third.assign() => assign, assign = first.assign() => assign };
     assert_eq!(next.lease.expect("a lease").job_id, 2);

@@ -3,6 +3,7 @@
 
 pub mod net;
 pub mod pods;
+pub mod processes;
 pub mod raw;
 
 use std::collections::BTreeMap;
