@@ -1,4 +1,5 @@
-//! A `redis-server` of our own, for `job-router dev`, benchmarks and tests.
+//! A `redis-server` of our own, for `job-router dev`, benchmarks and tests. `TEST_REDIS_SERVER` names another program, such as a
+//! `valkey-server`.
 //!
 //! It ends with its owner, whatever ends the owner. A normal end is [`Drop`]. For the rest (SIGKILL, a
 //! `static` in a test binary, which is never dropped) a **guard** runs beside the server: a shell that
@@ -6,6 +7,7 @@
 //! its directory. A parent-death signal would need `unsafe`, and comes when the *thread* that started the
 //! server ends, which in a test binary is the first test.
 
+use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -19,6 +21,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
+/// Names the server's program where that is not `redis-server`. Not one of `JOB_ROUTER_…`, which all are settings.
+const SERVER_VARIABLE: &str = "TEST_REDIS_SERVER";
 /// The longest path of a Unix socket, in bytes, without its final zero.
 const SOCKET_PATH_MAX: usize = 107;
 /// How long a server may take to answer, or to end when asked to, reading or writing its append-only file.
@@ -42,9 +46,9 @@ pub struct PrivateRedisOptions {
 /// A private Redis could not be started, stopped or signalled.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateRedisError {
-    /// There is no `redis-server` on this machine.
-    #[error("redis-server is not installed; install it: apt-get install redis-server")]
-    NotInstalled,
+    /// There is no `redis-server` on this machine, or no such program as `TEST_REDIS_SERVER` names.
+    #[error("{0} is not installed; install redis-server: apt-get install redis-server")]
+    NotInstalled(String),
     /// The server ended at once, or did not answer; what it said last.
     #[error("redis-server does not start: {0}")]
     DoesNotStart(String),
@@ -161,7 +165,8 @@ impl PrivateRedis {
     }
 
     fn launch(&mut self) -> Result<(), PrivateRedisError> {
-        let server = Command::new("redis-server")
+        let program = env::var_os(SERVER_VARIABLE).unwrap_or_else(|| "redis-server".into());
+        let server = Command::new(&program)
             .arg(self.dir.path().join("redis.conf"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -170,7 +175,7 @@ impl PrivateRedis {
             .process_group(0)
             .spawn()
             .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => PrivateRedisError::NotInstalled,
+                io::ErrorKind::NotFound => PrivateRedisError::NotInstalled(program.to_string_lossy().into_owned()),
                 _ => error.into(),
             })?;
         let running = self.running.insert(Running::guarded(server, self.dir.path())?);
