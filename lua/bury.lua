@@ -25,8 +25,11 @@ local held = P .. 'pod:' .. dead .. ':jobs'
 local page = call('SSCAN', held, cursor, 'COUNT', STEPS)
 for _, id in ipairs(page[2]) do
   local job = load_job(id)
-  if not job or job.pod ~= dead or job.state == 'queued' then
+  if not job or job.pod ~= dead or job.state == 'queued' and not was_cut_off(job) then
     call('SREM', held, id)
+  elseif job.state == 'queued' then
+    go_back(job)
+    given_back = given_back + 1
   elseif job.state == 'assigned' then
     requeue(job, heartbeat == '' and 'drain' or 'pod_dead')
     given_back = given_back + 1

@@ -21,17 +21,17 @@ local job = load_job(id)
 
 if not job then
   if ended(id) then return GONE end
-  remember_end(id, 'canceled', '', 0, ended_ttl_ms)
   emit('canceled', id, 0, ',"reason":' .. reason)
+  remember_end(id, 'canceled', '', 0, ended_ttl_ms)
 elseif job.state == 'queued' then
   close(job, 'canceled', 'canceled', ',"reason":' .. reason, ended_ttl_ms)
 elseif job.state == 'assigned' then
   mail(job.pod, 'type', 'revoke', 'job', id, 'lease', job.lease_id, 'reason', 'canceled')
   close(job, 'canceled', 'canceled', ',"reason":' .. reason, ended_ttl_ms)
 elseif job.state == 'running' then
-  call('HSET', job_key(id), 'state', 'canceling', 'cancel_reason', reason, 'since_ms', NOW_TEXT)
-  call('ZADD', DEADLINES, NOW + grace_ms, id)
   mail(job.pod, 'type', 'cancel', 'job', id, 'lease', job.lease_id, 'grace_ms', grace_ms, 'reason', reason)
+  call('ZADD', DEADLINES, NOW + grace_ms, id)
+  call('HSET', job_key(id), 'state', 'canceling', 'cancel_reason', reason, 'since_ms', NOW_TEXT)
 end
 settle()
 return OK

@@ -1,7 +1,8 @@
 -- expire: a runner has not been heard of for a whole lease: queue its job again, or fail it.
 --
 -- Called by stage `recover` with what a pod itself has seen unchanged for a whole lease on its own clock; the
--- script checks that it is still so. Safe to repeat.
+-- script checks that it is still so. Safe to repeat. What an error cut off on its way back, or at its end, still has its deadline,
+-- so it comes here too, and is completed.
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who calls; woken through the answer, not by mail
@@ -23,6 +24,13 @@ local outcomes, mine = {}, {}
 local function expire(id, lease_id, beat)
   local job = load_job(id)
   if not job then return GONE end
+  if job.lease_id == lease_id and was_cut_off(job) then
+    go_back(job)
+    return 'requeued'
+  elseif job.lease_id == lease_id and ended(id) then
+    close_record(job)
+    return GONE
+  end
   local f = call('HMGET', job_key(id), 'beat', 'starts', 'max_attempts', 'cancel_reason')
   if job.lease_id ~= lease_id or job.state == 'queued' or (f[1] or '') ~= beat then return STALE end
   mail(job.pod, 'type', 'revoke', 'job', id, 'lease', lease_id, 'reason', 'expired')

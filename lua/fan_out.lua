@@ -92,22 +92,37 @@ local indexed = indexed_buckets()
 local function add_entry(id, name, fp, capability, queued_at_ms)
   local key = bucket_key(name)
   if not indexed[name] and call('EXISTS', key) == 0 then
+    call('HSETNX', CAPABILITIES, fp, capability) -- first: of a bucket that exists it is known
     call('XGROUP', 'CREATE', key, GROUP, '0', 'MKSTREAM')
-    call('HSETNX', CAPABILITIES, fp, capability)
   end
   return call('XADD', key, '*', 'id', id, 'at', queued_at_ms)
 end
 
+-- The first fields of its record; max_attempts unless 1.
+local function first_fields(name, entry_id, project_id, max_attempts)
+  if max_attempts == '1' then return 'place', name .. ' ' .. entry_id, 'tenant', project(project_id).tenant end
+  return 'place', name .. ' ' .. entry_id, 'tenant', project(project_id).tenant, 'max_attempts', max_attempts
+end
+
+-- No entry without its job: it would be taken all the same. So where the one cannot be written, the other goes again.
+local function or_forget(name, entry_id, failure)
+  if not failure then return end
+  bucket_forget(name, { entry_id })
+  bucket_close(name)
+  error(failure)
+end
+
 -- A job enters its bucket, and the bucket its lanes unless it stands there.
 local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
+  emit('queued', id, '0', '') -- what fails here has left nothing in the bucket
   local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
-  call('HSET', job_key(id), 'state', 'queued', 'place', name .. ' ' .. entry_id, 'tenant', project(project_id).tenant)
-  if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
+  local fields = { first_fields(name, entry_id, project_id, max_attempts) }
+  local written = redis.pcall('HSET', job_key(id), 'state', 'queued', unpack(fields))
+  or_forget(name, entry_id, type(written) == 'table' and written)
   if not indexed[name] then
     index(name, tonumber(queued_at_ms))
     indexed[name] = true
   end
-  emit('queued', id, '0', '')
   wake_for(fp, project_id, me, woken, mine, affinity_ms ~= '0' and order)
 end
 
@@ -140,18 +155,19 @@ local due = string.format('%.0f', NOW + accept_ms)
 local function hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
   emit('queued', id, '0', '') -- what fails here has left nothing in the bucket
   local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
-  call('XREADGROUP', 'GROUP', GROUP, me, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
-  if max_attempts ~= '1' then call('HSET', job_key(id), 'max_attempts', max_attempts) end
+  local done, failure = pcall(function()
+    call('XREADGROUP', 'GROUP', GROUP, me, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
+    if affinity_ms ~= '0' then remember_affinity(order, slot, ARGV[slot - 1], me, affinity_ms) end
+    assign(id, '1', ARGV[slot - 2], project_id, slot, me, due, first_fields(name, entry_id, project_id, max_attempts))
+  end)
+  or_forget(name, entry_id, not done and failure)
   count_taken(id, ARGV[slot - 2], project_id)
-  assign(id, '1', ARGV[slot - 2], project_id, slot, me, due, 'place', name .. ' ' .. entry_id,
-    'tenant', project(project_id).tenant)
-  if affinity_ms ~= '0' then remember_affinity(order, slot, ARGV[slot - 1], me, affinity_ms) end
   handed[#handed + 1] = ARGV[slot]
 end
 
 -- A job that is here: an earlier call may have handed it over, or not have woken anybody; and what an error cut off there
 -- is completed.
-local function again(slot, id, project_id, fp)
+local function again(slot, id, project_id, fp, order)
   local f = call('HMGET', job_key(id), 'state', 'lease', 'place')
   if f[1] == 'queued' then
     local name = string.match(f[3], '^%S+')
@@ -159,7 +175,7 @@ local function again(slot, id, project_id, fp)
       index(name, bucket_head(name))
       indexed[name] = true
     end
-    wake_for(fp, project_id, me, woken, mine)
+    wake_for(fp, project_id, me, woken, mine, affinity_ms ~= '0' and order)
   elseif slot and f[1] == 'assigned' and lease_parts(f[2]) == ARGV[slot] then
     assigned_before(id, f[2], f[3], due)
     handed[#handed + 1] = ARGV[slot]
@@ -183,7 +199,7 @@ for first = FIRST, #ARGV, FIELDS do
   local name, slot = fp .. ':' .. project_id .. ':' .. priority, slot_of[id]
   if not new[first] then
     outcomes[#outcomes + 1] = KNOWN
-    again(slot, id, project_id, fp)
+    again(slot, id, project_id, fp, order)
   else
     outcomes[#outcomes + 1] = OK
     local scope, rank = slot and ARGV[slot - 2], slot and tonumber(ARGV[slot - 1])

@@ -1,7 +1,7 @@
 -- give_back: return assigned jobs that never started to their old places in their buckets.
 --
 -- Called by stage `give_back` when a runner declines, does not accept in time, or goes away; and on drain.
--- Safe to repeat: a job that is queued since the first call is OK again.
+-- Safe to repeat: a job that is queued since the first call is OK again, and what an error cut off is completed.
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who calls; woken through the answer, not by mail
@@ -31,16 +31,17 @@ for i = 4, #ARGV, 4 do
   elseif job.lease_id ~= lease_id then
     outcome = STALE
   elseif job.state == 'queued' then
+    if was_cut_off(job) then go_back(job) end
     outcome = OK
   elseif job.state ~= 'assigned' then
     outcome = REFUSED
   else
     outcome = OK
-    local failures = call('HINCRBY', job_key(id), 'failed_deliveries', failed)
+    local failures = (call('HGET', job_key(id), 'failed_deliveries') or 0) + failed
     if failures > limit then
       close(job, 'failed', 'failed', ',"failure_reason":"undeliverable"', ended_ttl_ms)
     else
-      requeue(job, reason)
+      requeue(job, reason, 'failed_deliveries', failures)
     end
   end
   outcomes[#outcomes + 1] = outcome

@@ -22,10 +22,9 @@ local since_ms = known and string.match(known, '^{"since_ms":(%d+)') or NOW_TEXT
 local members = ',"by":' .. by .. ',"note":' .. note
 if until_ms ~= '' then members = ',"until_ms":' .. until_ms .. members end
 local pause = '{"since_ms":' .. since_ms .. members .. '}'
-if known == pause then return OK end
 
--- What fails here has paused nothing, and is told again.
-emit_queue('paused', target, name, members)
+-- What fails here has paused nothing, and is told again. What fails after it is done again.
+if known ~= pause then emit_queue('paused', target, name, members) end
 if until_ms == '' then
   call('ZREM', PAUSE_ENDS, target)
 else

@@ -26,15 +26,19 @@ if not cap_is_newer and not facts_are_newer then return known.unindexed and OK o
 if cap_is_newer then
   known.cap = max_running == '' and '-' or max_running
   call(max_running == '' and 'SREM' or 'SADD', CAPPED, id)
-  call('HSET', key, 'cap_version', version)
 end
 if facts_are_newer then
   local _, instance_runners, group_runners, namespaces = facts_parts(known.facts or '- 1 1 ')
   if ARGV[4] ~= '' then instance_runners = ARGV[4] end
   if ARGV[5] ~= '' then group_runners = ARGV[5] end
   known.facts = tenant .. ' ' .. instance_runners .. ' ' .. group_runners .. ' ' .. namespaces
-  call('HSET', key, 'facts', known.facts, 'upsert_version', version)
 end
 route_project(id)
-call('HSET', key, 'unindexed', '1')
+-- Last, and at once: until it is written, the same call is newer.
+local told = { 'unindexed', '1' }
+if cap_is_newer then told[3], told[4] = 'cap_version', version end
+if facts_are_newer then
+  for _, word in ipairs({ 'facts', known.facts, 'upsert_version', version }) do told[#told + 1] = word end
+end
+call('HSET', key, unpack(told))
 return OK

@@ -23,8 +23,8 @@ local function renew(job)
   local key = job_key(job.id)
   call('HINCRBY', key, 'beat', 1)
   if job.pod ~= me then
-    call('SREM', P .. 'pod:' .. job.pod .. ':jobs', job.id)
     call('SADD', P .. 'pod:' .. me .. ':jobs', job.id)
+    call('SREM', P .. 'pod:' .. job.pod .. ':jobs', job.id)
     call('HSET', key, 'lease', lease_text(job.lease_id, job.attempt, job.tenant, me, job.scope))
   end
   if job.state == 'running' then

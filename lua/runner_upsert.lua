@@ -23,15 +23,16 @@ local FORGET_MS = 7 * 24 * 3600 * 1000 -- a deletion outlives any late upsert
 
 local id, version, token, record, token_prefix = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local known = redis.call('HMGET', KEYS[1], 'version', 'token_sha256')
-if known[1] == version then return OK end
+if known[1] == version then
+  if record == '' then redis.call('PEXPIRE', KEYS[1], FORGET_MS) end
+  return OK
+end
 if not newer(version, known[1]) then return STALE end
 -- A former token goes, unless another runner has it by now.
 if known[2] and known[2] ~= '' and known[2] ~= token and redis.call('GET', token_prefix .. known[2]) == id then
   redis.call('DEL', token_prefix .. known[2])
 end
-redis.call('HSET', KEYS[1], 'version', version, 'token_sha256', token, 'record', record)
 if record == '' then
-  redis.call('PEXPIRE', KEYS[1], FORGET_MS)
   redis.call('SREM', KEYS[4], id)
 else
   redis.call('PERSIST', KEYS[1])
@@ -39,4 +40,7 @@ else
   redis.call('SET', KEYS[2], id)
 end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 10000, '*', 'id', id)
+-- Last: until its version is written, the same call is newer.
+redis.call('HSET', KEYS[1], 'version', version, 'token_sha256', token, 'record', record)
+if record == '' then redis.call('PEXPIRE', KEYS[1], FORGET_MS) end
 return OK

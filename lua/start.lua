@@ -19,6 +19,7 @@
 local due = string.format('%.0f', NOW + ARGV[1])
 local outcomes = {}
 local deadlines = {}
+local starts_of = {} -- by job that starts now: which start of it this is
 
 for i = 2, #ARGV, 2 do
   local id, by_rails = ARGV[i], ARGV[i + 1] == ''
@@ -34,9 +35,8 @@ for i = 2, #ARGV, 2 do
     outcome = REFUSED
   else
     outcome = OK
-    if state == 'assigned' then
-      local starts = f[4] and tostring(f[4] + 1) or '1'
-      call('HSET', job_key(id), 'state', 'running', 'beat', '0', 'starts', starts, 'since_ms', NOW_TEXT)
+    if state == 'assigned' and not starts_of[id] then
+      starts_of[id] = f[4] and tostring(f[4] + 1) or '1'
       deadlines[#deadlines + 1], deadlines[#deadlines + 2] = due, id
       emit('running', id, attempt, f[3])
     end
@@ -44,4 +44,8 @@ for i = 2, #ARGV, 2 do
   outcomes[#outcomes + 1] = outcome
 end
 if deadlines[1] then call('ZADD', DEADLINES, unpack(deadlines)) end
+-- Last: what is assigned is begun anew by the same call.
+for id, starts in pairs(starts_of) do
+  call('HSET', job_key(id), 'state', 'running', 'beat', '0', 'starts', starts, 'since_ms', NOW_TEXT)
+end
 return outcomes

@@ -1,7 +1,8 @@
 -- take: move the fairest eligible jobs from their buckets to free slots of this pod's runners.
 --
 -- Called by stage `take` for one runner class. Safe to repeat with the same lease ids: the jobs taken by the
--- first call are answered again.
+-- first call are answered again, and what an error cut off is completed: it has left the jobs where they stood, or noted which job
+-- goes to which slot.
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who takes
@@ -51,20 +52,37 @@ local function orders_of(ids)
   return keys[1] and call('MGET', unpack(keys)) or {}
 end
 
+local due = string.format('%.0f', NOW + accept_ms)
+
+-- A job that an earlier call took from a lane for a slot, and perhaps did not come as far as to assign it. Answers its attempt, if
+-- it still is the slot's.
+local function assigned_again(job, slot, scope, order)
+  local _, project_id = bucket_parts(job.bucket)
+  if job.state == 'assigned' and job.lease_id == ARGV[slot] then
+    assigned_before(job.id, job.lease, job.bucket, due)
+    return job.attempt
+  elseif job.state == 'queued' and job.lease_id ~= ARGV[slot] and entry_holder(job.bucket, job.entry_id) == me then
+    local attempt = tostring(job.attempt + 1)
+    if affinity_ms ~= '0' then remember_affinity(order, slot, rank, me, affinity_ms) end
+    assign(job.id, attempt, scope, project_id, slot, me, due)
+    count_taken(job.id, scope, project_id)
+    return attempt
+  end
+end
+
 -- The reply of an earlier call with these leases was lost: give it again.
 local function repeated()
-  local ids = call('GET', took)
-  if not ids then return nil end
-  local jobs, its_ids = {}, {}
-  for nth, id in ipairs(split(ids)) do
-    local job = id ~= '-' and load_job(id)
-    if job and job.state == 'assigned' and job.lease_id == ARGV[slot_at(nth)] then
-      local fp = bucket_parts(job.bucket)
-      jobs[#jobs + 1] = { job.lease_id, id, job.scope .. ':' .. fp, job.attempt }
-      its_ids[#its_ids + 1] = id
-    end
+  local notes = call('GET', took)
+  if not notes then return nil end
+  local jobs = {}
+  for nth, note in ipairs(split(notes)) do
+    local id, scope, fp = string.match(note, '^(%d+)@(.*):([^:]+)$')
+    local job = id and load_job(id)
+    local order = job and call('GET', P .. 'order:' .. id)
+    local attempt = job and assigned_again(job, slot_at(nth), scope, order)
+    if attempt then jobs[#jobs + 1] = { ARGV[slot_at(nth)], id, scope .. ':' .. fp, attempt, order } end
   end
-  for i, order in ipairs(orders_of(its_ids)) do jobs[i][5] = order end
+  write_assigned(me)
   return jobs
 end
 
@@ -176,7 +194,7 @@ local function take_from(lane, scope, fp)
       bucket_forget(name, { entry_id })
       return reindex(name, next_head)
     end
-    local _, last = lease_parts(f[2])
+    local _, last = lease_parts(f[2] or '') -- none, where an error cut off the call that took it first
     attempt = tostring(last + 1)
   end
   count_taken(id, scope, project_id)
@@ -205,30 +223,43 @@ local function by_slot(taken, orders)
   return of_slot
 end
 
-local due = string.format('%.0f', NOW + accept_ms)
-
--- Gives the jobs to their slots. Answers them, and notes what this call took, by slot.
-local function assign_all(taken)
-  local ids, jobs, noted = {}, {}, {}
+-- Which job goes to which slot, with its order. From now on the same call knows what this one took.
+local function note_all(taken)
+  if not taken[1] then return {} end
+  local ids, of_nth, notes = {}, {}, {}
   for i, job in ipairs(taken) do ids[i] = job.id end
   local orders = orders_of(ids)
   local of_slot = by_slot(taken, orders)
   for nth = 1, n_slots do
-    local job, order = taken[of_slot[nth]], orders[of_slot[nth]]
-    noted[nth] = job and job.id or '-'
+    local job = taken[of_slot[nth]]
+    if job then job.order = orders[of_slot[nth]] end
+    of_nth[nth], notes[nth] = job, job and job.id .. '@' .. job.lane or '-'
+  end
+  call('SET', took, table.concat(notes, ' '), 'PX', TOOK_MS)
+  return of_nth
+end
+
+-- Gives the jobs to their slots. Answers them.
+local function assign_all(of_nth)
+  local jobs = {}
+  for nth = 1, n_slots do
+    local job = of_nth[nth]
     if job then
+      if affinity_ms ~= '0' then remember_affinity(job.order, slot_at(nth), rank, me, affinity_ms) end
       assign(job.id, job.attempt, job.scope, job.project_id, slot_at(nth), me, due)
-      if affinity_ms ~= '0' then remember_affinity(order, slot_at(nth), rank, me, affinity_ms) end
-      jobs[#jobs + 1] = { ARGV[slot_at(nth)], job.id, job.lane, job.attempt, order }
+      jobs[#jobs + 1] = { ARGV[slot_at(nth)], job.id, job.lane, job.attempt, job.order }
     end
   end
-  if jobs[1] then call('SET', took, table.concat(noted, ' '), 'PX', TOOK_MS) end
   return jobs
 end
 
 local jobs = n_slots > 0 and repeated()
-if jobs then -- what it passed over is not known any more: the lanes are asked again
-  return { jobs, wait_ms > 0 and { unpack(ARGV, 7, first_slot - 1) } or {}, {} }
+if jobs then -- whether it passed the wake on, put the pod in line, or passed jobs over, is not known any more
+  local full = #jobs == n_slots
+  for i = 7, full and first_slot - 1 or 0 do
+    if call('EXISTS', lane_key(ARGV[i])) == 1 then wake_one(ARGV[i], me) end
+  end
+  return { jobs, (wait_ms > 0 or not full) and { unpack(ARGV, 7, first_slot - 1) } or {}, {} }
 end
 local taken = {}
 
@@ -271,9 +302,8 @@ end
 
 local mixed -- whether they are; looked up once there is a head
 
--- Each step takes a job or mends the index once; the index is never far out.
-for _ = 1, n_slots + STEPS do
-  if #taken == n_slots then break end
+-- The lane whose head goes first.
+local function best_lane()
   local best, first
   for lane, list in pairs(heads) do
     local score = list[1] and list[1].score
@@ -285,12 +315,46 @@ for _ = 1, n_slots + STEPS do
       best, first = lane, score
     end
   end
-  if not best then break end
-  taken[#taken + 1] = take_from(best, scope_of[best], fp_of[best])
+  return best
 end
 
-write_orders()
-jobs = assign_all(taken)
+-- Each step takes a job or mends the index once; the index is never far out.
+local function take_all()
+  for _ = 1, n_slots + STEPS do
+    local best = #taken < n_slots and best_lane()
+    if not best then break end
+    taken[#taken + 1] = take_from(best, scope_of[best], fp_of[best])
+  end
+  write_orders()
+  return note_all(taken)
+end
+
+-- What was taken goes back, and is indexed by what Redis has.
+local function put_back()
+  orders, order_keys, tenants, projects, running_by, counted, served, last_turn = {}, {}, {}, {}, {}, {}, {}, nil
+  for _, entry in ipairs(popped) do
+    local name, entry_id, id = unpack(entry)
+    local _, project_id = bucket_parts(name)
+    bucket_return(name, entry_id)
+    for _, scope in pairs(scope_of) do
+      if scope ~= 'instance' then call('SREM', P .. 'running:' .. scope .. ':' .. project_id, id) end
+    end
+  end
+  for _, entry in ipairs(popped) do
+    local head = bucket_head(entry[1])
+    if head then index(entry[1], head) end
+    local _, project_id = bucket_parts(entry[1])
+    place_project(project_id) -- others of its buckets may have left their lanes, as it came to its cap
+  end
+end
+
+-- An entry that was taken and is nobody's would never be found.
+local whole, of_nth = pcall(take_all)
+if not whole then
+  if popped[1] then pcall(put_back) end
+  error(of_nth)
+end
+jobs = assign_all(of_nth)
 write_assigned(me)
 
 local mine, holds = {}, {}

@@ -17,9 +17,10 @@
 local tenant, version, weight, max_running = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local key = P .. 'tenant:' .. tenant
 local known = call('HGET', key, 'version')
-if known == version then return OK end
-if not newer(version, known) then return STALE end
-call('HSET', key, 'version', version, 'weight', weight, 'max_running', max_running)
+if known ~= version then
+  if not newer(version, known) then return STALE end
+  call('HSET', key, 'version', version, 'weight', weight, 'max_running', max_running)
+end
 for _, fp in ipairs(call('SRANDMEMBER', key .. ':lanes', STEPS)) do -- of more, `take` and `uncount` mend the rest
   place_tenant(fp, tenant)
   if not tenant_capped(tenant) then uncapped(fp) end

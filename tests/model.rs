@@ -1,5 +1,6 @@
 //! Random calls of all scripts that move jobs, each against a small reference of the whole router: same answers, same
-//! state, same events, the choice of `fairness`, and no wake lost. `SEED=` repeats a run, `STEPS=` sets its length.
+//! state, same events, the choice of `fairness`, and no wake lost. `SEED=` repeats a run, `STEPS=` sets its length. Both
+//! runs together make more than 200,000 calls of scripts.
 #![allow(unreachable_pub, reason = "its modules are its own")]
 
 mod support;
@@ -12,6 +13,8 @@ mod dump;
 mod next;
 #[path = "model/reference.rs"]
 mod reference;
+#[path = "model/take.rs"]
+mod take;
 #[path = "model/tally.rs"]
 mod tally;
 
@@ -20,14 +23,14 @@ use std::time::Duration;
 
 use draw::{Op, PODS, lanes_of_all};
 use dump::Dump;
-use job_router::fairness::{next_of_tenant, share_rank};
 use job_router::flow::State;
 use job_router::job::{JobId, PendingJob, ProjectId};
 use job_router::pause::{Note, Target};
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{HandOver, Offer, RedisError, Renewed, Resumed, TakenJob};
+use job_router::redis::{
+    HandOver, PrivateRedis, PrivateRedisOptions, Redis, RedisError, RedisSettings, Renewed, Resumed, TakenJob,
+};
 use job_router::runner::{Lane, Scope};
-use next::Choice;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reference::Reference;
@@ -39,8 +42,18 @@ const LONG: Duration = Duration::from_secs(3600);
 /// Steps in one world; short enough that what ended does not pile up, and that pods' heartbeats stay fresh.
 const WORLD_STEPS: u64 = 150;
 
+/// How closely a run looks: at the whole state after one of so many calls, and which calls are made again.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// At one of 6, and both before and after one of 6 is made again.
+    Close,
+    /// At one of 60; each is made again.
+    Fast,
+}
+
 struct Run {
     world: World,
+    pace: Pace,
     model: Reference,
     rng: StdRng,
     dump: Dump,
@@ -58,16 +71,30 @@ struct Run {
 
 #[test]
 fn the_scripts_do_what_the_reference_does() {
+    run(Pace::Close, 20_000);
+}
+
+#[test]
+fn each_call_twice_is_the_same_to_the_reference_as_once() {
+    run(Pace::Fast, 90_000);
+}
+
+fn run(pace: Pace, steps: u64) {
     let number = |key: &str| std::env::var(key).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seed = number("SEED").unwrap_or_else(rand::random);
-    let steps = number("STEPS").unwrap_or(20_000);
+    let steps = number("STEPS").unwrap_or(steps);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut tally = Tally::default();
     println!("SEED={seed} STEPS={steps}"); // shown when the test fails
+    let server = PrivateRedis::start(&PrivateRedisOptions::default()).expect("redis-server starts");
     runtime.block_on(async {
+        // A busy machine is no fault of a script.
+        let settings = RedisSettings { command_timeout: Duration::from_secs(60), ..RedisSettings::new(server.url()) };
+        let redis = Redis::connect(&settings).await.expect("connects");
         let mut rng = StdRng::seed_from_u64(seed);
         for _ in 0..steps.div_ceil(WORLD_STEPS) {
-            let mut run = Run::new(StdRng::seed_from_u64(rng.random())).await;
+            let world = World::on(redis.clone());
+            let mut run = Run::new(world, pace, StdRng::seed_from_u64(rng.random())).await;
             for _ in 0..WORLD_STEPS {
                 run.step().await;
             }
@@ -75,6 +102,10 @@ fn the_scripts_do_what_the_reference_does() {
             run.clean_up().await;
             tally.add(&run.tally);
         }
+        let stats = redis.command_at("any", "INFO", ["commandstats".into()]).await.expect("a reply");
+        let stats = text(&stats);
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_fcall:calls=")?.split(',').next());
+        println!("{} calls of scripts", calls.expect("some"));
     });
     println!("{tally:?}");
     tally.check(steps);
@@ -83,13 +114,13 @@ fn the_scripts_do_what_the_reference_does() {
 // === impl Run ===
 
 impl Run {
-    async fn new(rng: StdRng) -> Self {
-        let world = World::new().await;
+    async fn new(world: World, pace: Pace, rng: StdRng) -> Self {
         for pod in PODS {
             world.heartbeat(pod).await;
         }
         Self {
             world,
+            pace,
             model: Reference::default(),
             rng,
             dump: Dump::default(),
@@ -107,6 +138,16 @@ impl Run {
     async fn step(&mut self) {
         let op = self.draw();
         self.apply(&op, false).await;
+        if matches!(self.pace, Pace::Fast) {
+            if op.repeats() {
+                self.tally.repeats += 1;
+                self.apply(&op, true).await;
+            }
+            if self.rng.random_ratio(1, 60) {
+                self.settle(&op).await;
+            }
+            return;
+        }
         let (look, repeat) = (self.rng.random_ratio(1, 6), self.rng.random_ratio(1, 6) && op.repeats());
         if look || repeat {
             self.settle(&op).await;
@@ -116,10 +157,7 @@ impl Run {
             self.apply(&op, true).await;
             let before = std::mem::take(&mut self.dump);
             self.dump = Dump::read(&self.world, &self.last_event).await;
-            let wakes = matches!(
-                op,
-                Op::FanOut(..) | Op::Open(..) | Op::Index(..) | Op::Resume(..) | Op::Configure(..) | Op::LaneOrder(..)
-            );
+            let wakes = op.wakes_again();
             self.dump.assert_same(&before, wakes, &format!("{op:?}"));
             self.settle(&op).await;
         }
@@ -286,83 +324,6 @@ impl Run {
             self.model.projects.get_mut(&id).expect("known").unindexed = false;
             self.hear(pod, wakes);
         }
-    }
-
-    async fn take(&mut self, pod: &str, lanes: &[Lane], offers: &[Offer], again: bool) {
-        // Until a project's change is indexed, its buckets stand where they stood: not what the rule says.
-        self.index(pod).await;
-        let instance = !offers.is_empty() && lanes.iter().any(|lane| lane.scope == Scope::Instance);
-        let before = if instance { Dump::read_lanes(&self.world).await } else { Dump::default() };
-        let taken = self.world.partition.take(&name(pod), LONG, 0, lanes, offers).await.expect("takes");
-        let (jobs, wakes) = (taken.jobs, taken.again);
-        if let Some(woken) = self.woken.get_mut(pod) {
-            woken.retain(|lane| !lanes.contains(lane));
-        }
-        if again && !self.taken.is_empty() {
-            let same = |job: &TakenJob| (job.lease, job.lane, job.attempt, job.payload.clone());
-            assert!(jobs.iter().map(same).eq(self.taken.iter().map(same)), "the same answer again");
-            assert!(wakes.is_empty());
-            return;
-        }
-        let served = jobs.iter().filter(|job| job.lane.scope == Scope::Instance).count();
-        let mut turn = self.first_turn(served).await;
-        for (job, offer) in jobs.iter().zip(offers) {
-            let expected = self.model.next_of_lanes(lanes);
-            let expected = expected.unwrap_or_else(|| panic!("{job:?} was not to be had"));
-            let id = job.lease.job_id.0;
-            assert_eq!(job.lease.lease_id, offer.lease_id);
-            if (id, job.lane) != (expected.job, expected.lane) {
-                self.excuse(&before, &expected, job);
-            }
-            assert_eq!(job.attempt, self.model.taken(id, job.lane, offer, pod, &mut turn));
-        }
-        if jobs.len() < offers.len() && wakes.is_empty() {
-            assert!(
-                self.model.next_of_lanes(lanes).is_none(),
-                "{pod} left work: {:?}",
-                self.model.next_of_lanes(lanes)
-            );
-        }
-        self.tally.taken += jobs.len() as u64;
-        self.taken = jobs;
-        self.hear(pod, wakes);
-    }
-
-    /// The first turn of the script that just gave so many jobs to instance runners.
-    async fn first_turn(&self, served: usize) -> u64 {
-        if served == 0 {
-            return 0;
-        }
-        let last = self.world.command("GET", &[&self.world.partition.key("turn")]).await;
-        text(&last).parse::<u64>().expect("a turn") - (served as u64 - 1)
-    }
-
-    /// Another job was taken than expected: fine only between tenants of equal share, when the one passed over stood
-    /// with the head of a bucket whose project has started jobs elsewhere since.
-    fn excuse(&mut self, before: &Dump, expected: &Choice, job: &TakenJob) {
-        let id = job.lease.job_id.0;
-        let taken = &self.model.jobs[&id];
-        let wrong = || format!("took {id} of {} {:?}, not {expected:?}", job.lane, taken.bucket);
-        let Some((tenant, rank)) = &expected.tenant else { panic!("{}", wrong()) };
-        assert_eq!(taken.state, State::Queued, "{}", wrong());
-        let key = self.model.projects[&taken.bucket.1].tenant.clone();
-        let facts = self.model.tenant_in_lane(&self.model.heads(), job.lane, &key);
-        assert_eq!(share_rank(facts.running, facts.weight), *rank, "{}", wrong());
-        let next = next_of_tenant(&facts).map(|next| (job.lane.fingerprint, next.project.0, next.priority.rank()));
-        assert!(next == Some(taken.bucket) || self.model.is_plain(job.lane), "{}", wrong());
-        assert_eq!(self.model.heads()[&taken.bucket].0, id, "{}", wrong());
-        // A plain queue is exact but for what a project has left behind.
-        let plain = self.model.is_plain(expected.lane);
-        let of_lane = before.keys.iter().filter(|(key, _)| key.starts_with(&format!("lane:{}:", expected.lane)));
-        let of_lane = of_lane.filter(|(key, _)| plain || key.ends_with(&format!(":{tenant}")));
-        let outdated = of_lane.flat_map(|(_, members)| members).any(|(member, score)| {
-            let project = member.split(':').next().expect("a project").parse().expect("an id");
-            let running = self.model.running(tenant, Some(project)).len() as u64;
-            let score = score.parse::<f64>().expect("a score") as u64;
-            self.model.projects[&project].moved || !plain && (score >> 40) & 1023 < running
-        });
-        assert!(outdated, "{}", wrong());
-        self.tally.excused += 1;
     }
 
     fn hear(&mut self, pod: &str, wakes: Vec<Lane>) {

@@ -16,11 +16,11 @@ local function assign(id, attempt, scope, project_id, slot, me, due, ...)
   local lease_id = ARGV[slot]
   local tenant = project(project_id).tenant -- who pays may have changed since it was queued
   local held_by = holder(lease_id, ARGV[slot + 1], ARGV[slot + 2], me)
+  emit('assigned', id, attempt, held_by)
   call('HSET', job_key(id), 'state', 'assigned', 'lease', lease_text(lease_id, attempt, tenant, me, scope),
     'holder', held_by, 'since_ms', NOW_TEXT, ...)
   new_ids[#new_ids + 1] = id
   new_deadlines[#new_deadlines + 1], new_deadlines[#new_deadlines + 2] = due, id
-  emit('assigned', id, attempt, held_by)
 end
 
 -- The end of every script that assigns.

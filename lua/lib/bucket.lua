@@ -66,6 +66,8 @@ local function bucket_head(name)
   return entry and tonumber(entry[2][4])
 end
 
+local popped = {} -- bucket, entry id and job of what this call has taken
+
 -- Takes the first queued entry for a pod. Answers its id, its job, the next one's queue time or nil, and whether it had
 -- been given back.
 local function bucket_pop(name, pod)
@@ -73,6 +75,7 @@ local function bucket_pop(name, pod)
   if given_back[1] then
     local id = given_back[1][1]
     call('XCLAIM', bucket_key(name), GROUP, pod, 0, id, 'JUSTID')
+    popped[#popped + 1] = { name, id, given_back[1][2][2] }
     local next_entry = given_back[2] or unread(name, last_read(name))
     return id, given_back[1][2][2], next_entry and tonumber(next_entry[2][4]), true
   end
@@ -84,6 +87,7 @@ local function bucket_pop(name, pod)
   end
   local entry = entries_of(answer)[1]
   if not entry then return nil end
+  popped[#popped + 1] = { name, entry[1], entry[2][2] }
   local next_entry = unread(name, entry[1])
   return entry[1], entry[2][2], next_entry and tonumber(next_entry[2][4]), false
 end
@@ -93,6 +97,12 @@ local function bucket_return(name, entry_id)
   call('XCLAIM', bucket_key(name), GROUP, 'returned', 0, entry_id, 'JUSTID')
   call('SADD', RETURNED, name)
   any_returned = true
+end
+
+-- The pod that has a taken entry.
+local function entry_holder(name, entry_id)
+  local pending = call('XPENDING', bucket_key(name), GROUP, entry_id, entry_id, 1)[1]
+  return pending and pending[2]
 end
 
 -- Forgets entries for good.

@@ -53,6 +53,7 @@ local function place_project(id)
   for _, member in ipairs(call('ZRANGEBYLEX', BUCKETS, '[' .. id .. ':', '(' .. id .. ';', 'LIMIT', 0, STEPS)) do
     local name = bucket_of_member(member)
     local fp, _, priority = bucket_parts(name)
+    note_lane(project(id).tenant, fp)
     place_bucket('instance', fp, id, priority, bucket_head(name))
   end
 end

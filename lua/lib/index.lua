@@ -16,6 +16,15 @@ local function lane_key(lane)
   return P .. 'lane:' .. lane
 end
 
+local noted = {} -- '<tenant> <fp>' of lanes that `note_lane` has noted in this call
+
+-- A tenant has queued jobs in this instance lane. Before they stand there: they are new there only once.
+local function note_lane(tenant, fp)
+  if noted[tenant .. ' ' .. fp] then return end
+  call('SADD', P .. 'tenant:' .. tenant .. ':lanes', fp)
+  noted[tenant .. ' ' .. fp] = true
+end
+
 -- Puts a tenant where it belongs in an instance lane, by its first bucket there; takes it out when it
 -- has none, or has as many running jobs as it may.
 local function place_tenant(fp, tenant)
@@ -24,6 +33,7 @@ local function place_tenant(fp, tenant)
   if not first then
     place(lane, tenant, nil)
     call('SREM', P .. 'tenant:' .. tenant .. ':lanes', fp)
+    noted[tenant .. ' ' .. fp] = nil
   elseif tenant_capped(tenant) then
     place(lane, tenant, nil)
   else
@@ -35,13 +45,14 @@ end
 
 local PODS_MAX = 1000 -- as many as a heartbeat answers; a lane opens too seldom for its cost to matter
 
--- First use of a lane: all pods learn of it, so that their runners can match it.
+-- First use of a lane: all pods learn of it, so that their runners can match it. It is open once all have been told.
 local function open_lane(lane, fp)
-  if call('HSETNX', LANES, lane, NOW_TEXT) == 0 then return end
+  if call('HEXISTS', LANES, lane) == 1 then return end
   local capability = call('HGET', CAPABILITIES, fp)
   for _, pod in ipairs(call('ZRANGE', KEYS[2], 0, PODS_MAX - 1)) do
     mail(pod, 'type', 'lane', 'lane', lane, 'capability', capability)
   end
+  call('HSET', LANES, lane, NOW_TEXT)
 end
 
 -- A cap that was reached is not any more: the lane may have been closed meanwhile, and a pod may wait there.
@@ -66,7 +77,7 @@ local function place_bucket(scope, fp, id, priority, head)
   if project_capped(tenant, id) then
     place(tenant_lane, member, nil)
   elseif place(tenant_lane, member, score) then
-    call('SADD', P .. 'tenant:' .. tenant .. ':lanes', fp)
+    note_lane(tenant, fp)
   end
   place_tenant(fp, tenant)
 end
@@ -97,7 +108,10 @@ end
 local function index(name, head)
   local fp, id, priority = bucket_parts(name)
   look_at_scopes(id)
-  for _, scope in ipairs(project(id).open) do open_lane(scope .. ':' .. fp, fp) end
+  for _, scope in ipairs(project(id).open) do
+    open_lane(scope .. ':' .. fp, fp)
+    if scope == 'instance' then note_lane(project(id).tenant, fp) end
+  end
   reindex(name, head)
   call('ZADD', BUCKETS, 0, bucket_member(fp, id, priority))
 end

@@ -11,7 +11,8 @@
 --                         job.pending, answers a repeated finish
 -- deadlines       zset    job -> when to look at its state; the only index of time
 -- pod:<pod>:jobs  set     what a pod holds
--- took:<lease id> string  the jobs of a take, by the first lease id it offered: the answer to a repeated call
+-- took:<lease id> string  the jobs of a take, '<job>@<lane>' or '-' per slot, by the first lease id it offered: the answer to a
+--                         repeated call
 
 local DEADLINES = P .. 'deadlines'
 
@@ -22,6 +23,7 @@ end
 local closing = {} -- jobs that end in this call, in order
 local closed = {} -- their ids: such a job is live no more, though its record goes only with `settle`
 local went_back = {} -- jobs that go back in this call, in order
+local returning = {} -- their ids
 
 local function lease_text(lease_id, attempt, tenant, pod, scope)
   return lease_id .. ' ' .. attempt .. ' ' .. tenant .. ' ' .. pod .. ' ' .. scope
@@ -41,8 +43,8 @@ local function load_job(id)
   local bucket, entry_id = string.match(f[2], '^(%S+) (%S+)$')
   local lease_id, attempt, tenant, pod, scope = lease_parts(f[3] or '')
   return {
-    id = id, state = f[1], bucket = bucket, entry_id = entry_id, lease_id = lease_id, attempt = attempt, tenant = tenant,
-    pod = pod, scope = scope, holder = f[4] or '',
+    id = id, state = f[1], bucket = bucket, entry_id = entry_id, lease = f[3], lease_id = lease_id, attempt = attempt,
+    tenant = tenant, pod = pod, scope = scope, holder = f[4] or '',
   }
 end
 
@@ -62,13 +64,10 @@ local function remember_end(id, outcome, lease_id, attempt, ttl_ms)
   call('SET', P .. 'ended:' .. id, outcome .. ' ' .. lease_id .. ' ' .. attempt, 'PX', ttl_ms)
 end
 
--- Takes jobs off their pods and out of the counts that hold them; their bucket entries stay.
+-- Takes jobs out of the counts that hold them; their bucket entries stay.
 local function release(jobs)
-  local ids, of_pods, counted_in = {}, {}, {}
-  for i, job in ipairs(jobs) do
-    ids[i] = job.id
-    of_pods[job.pod] = of_pods[job.pod] or {}
-    table.insert(of_pods[job.pod], job.id)
+  local counted_in = {}
+  for _, job in ipairs(jobs) do
     local _, project_id = bucket_parts(job.bucket)
     if job.scope ~= 'instance' then
       local key = job.scope .. ':' .. project_id
@@ -82,9 +81,27 @@ local function release(jobs)
       table.insert(of_tenant[project_id], job.id)
     end
   end
-  for pod, of_pod in pairs(of_pods) do call('SREM', P .. 'pod:' .. pod .. ':jobs', unpack(of_pod)) end
-  call('ZREM', DEADLINES, unpack(ids))
   for tenant, of_tenant in pairs(counted_in) do uncount(tenant, of_tenant) end
+end
+
+-- Nobody holds these jobs any more. Last of all: what stands in `deadlines` is looked at, and what its pod holds goes with the pod.
+-- So a job there that is queued was cut off.
+local function let_go(jobs)
+  if not jobs[1] then return end
+  local ids, of_pods = {}, {}
+  for i, job in ipairs(jobs) do
+    ids[i] = job.id
+    of_pods[job.pod] = of_pods[job.pod] or {}
+    table.insert(of_pods[job.pod], job.id)
+  end
+  call('ZREM', DEADLINES, unpack(ids))
+  for pod, of_pod in pairs(of_pods) do call('SREM', P .. 'pod:' .. pod .. ':jobs', unpack(of_pod)) end
+end
+
+-- A job whose end was told, now or before an error cut that off: `settle` does the rest.
+local function close_record(job)
+  closed[job.id] = true
+  closing[#closing + 1] = job
 end
 
 -- Ends a job: one event, one small record, nothing else left once `settle` has run. A queued job leaves its bucket's head.
@@ -97,8 +114,7 @@ local function close(job, outcome, word, extra, ttl_ms, reported_by)
   end
   emit(word, job.id, job.attempt, holder_of(job) .. extra)
   remember_end(job.id, outcome, reported_by or '', job.attempt, ttl_ms)
-  closed[job.id] = true
-  closing[#closing + 1] = job
+  close_record(job)
 end
 
 -- The entries of jobs that have ended leave their buckets, and empty buckets go.
@@ -146,14 +162,28 @@ local function settle(me, mine)
   lower_in_groups()
   place_freed()
   index_went_back(me, mine)
+  for _, job in ipairs(went_back) do held[#held + 1] = job end
+  let_go(held)
   if keys[1] then call('UNLINK', unpack(keys)) end
 end
 
--- Back to its old place in the queue. The lease id stays in the record: a repeat is then recognised.
-local function requeue(job, reason)
+-- To its old place in the queue, as its record has it already.
+local function go_back(job)
   release({ job })
   bucket_return(job.bucket, job.entry_id)
-  call('HSET', job_key(job.id), 'state', 'queued', 'since_ms', NOW_TEXT)
-  emit('requeued', job.id, job.attempt, holder_of(job) .. ',"reason":"' .. reason .. '"')
   went_back[#went_back + 1] = job
+  returning[job.id] = true
+end
+
+-- Back to its old place in the queue. The lease id stays in the record: a repeat is then recognised. More fields may follow.
+local function requeue(job, reason, ...)
+  emit('requeued', job.id, job.attempt, holder_of(job) .. ',"reason":"' .. reason .. '"')
+  call('HSET', job_key(job.id), 'state', 'queued', 'since_ms', NOW_TEXT, ...)
+  go_back(job)
+end
+
+-- Whether a job was on its way back when an error cut that off.
+local function was_cut_off(job)
+  if job.state ~= 'queued' or not job.pod or returning[job.id] then return false end
+  return call('ZSCORE', DEADLINES, job.id) or call('SISMEMBER', P .. 'pod:' .. job.pod .. ':jobs', job.id) == 1
 end

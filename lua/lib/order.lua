@@ -1,6 +1,7 @@
 -- order: sorted sets that say who is next, read ahead where a call moves many members, and then written once at its end.
 
 local orders = {} -- key -> its first members in order, with `whole` when these are all, and what has `changed`
+local order_keys = {} -- in the order in which they were asked for: a lane, then its tenants
 
 local function before(a, b)
   return a.score < b.score or a.score == b.score and a.member < b.member
@@ -34,13 +35,16 @@ local function order_of(key, ahead)
   if list then return list end
   list = { key = key, ahead = ahead, changed = {} }
   orders[key] = list
+  order_keys[#order_keys + 1] = key
   read_order(list)
   return list
 end
 
 -- From now on changes of this sorted set are kept until `write_orders`; nobody reads it before.
 local function hold_order(key)
-  orders[key] = orders[key] or { key = key, unread = true, changed = {} }
+  if orders[key] then return end
+  orders[key] = { key = key, unread = true, changed = {} }
+  order_keys[#order_keys + 1] = key
 end
 
 -- The first member and its score, or nil.
@@ -102,10 +106,12 @@ local function sink(list, score)
   end
 end
 
--- The end of every script that reads ahead or holds.
+-- The end of every script that reads ahead or holds. A tenant's buckets before the tenant: where an error cuts this off, the tenant
+-- stands where `take` meets it and mends it.
 local function write_orders()
-  for _, list in pairs(orders) do
+  for i = #order_keys, 1, -1 do
+    local list = orders[order_keys[i]]
     if next(list.changed) then write_order(list) end
   end
-  orders = {}
+  orders, order_keys = {}, {}
 end

@@ -56,6 +56,13 @@ impl Op {
             _ => true,
         }
     }
+
+    /// Whether the same call again wakes again, so that letters and who is next in line may be others.
+    pub fn wakes_again(&self) -> bool {
+        let brings_work = matches!(self, Self::FanOut(..) | Self::Take(..) | Self::Payer(..) | Self::Resume(..));
+        let indexes = matches!(self, Self::Open(..) | Self::Index(..) | Self::Configure(..) | Self::LaneOrder(..));
+        brings_work || indexes
+    }
 }
 
 fn capabilities() -> &'static [(Arc<Capability>, Fingerprint); 3] {
@@ -143,7 +150,7 @@ impl Run {
 
     /// Near the ids that are in use: some are new, some live, some have ended.
     fn draw_id(&mut self) -> u64 {
-        let first = self.tally.calls / 4;
+        let first = (self.tally.calls - self.tally.repeats) / 4;
         self.rng.random_range(first + 1..first + 40)
     }
 

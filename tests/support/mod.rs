@@ -48,7 +48,11 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
-        let redis = Redis::connect(&RedisSettings::new(redis_url())).await.expect("connects");
+        Self::on(Redis::connect(&RedisSettings::new(redis_url())).await.expect("connects"))
+    }
+
+    /// A world on a Redis of the caller's own.
+    pub fn on(redis: Redis) -> Self {
         let prefix = Keys::new(&instance(), 1).partition(0);
         let partition = Partition::new(redis.clone(), &prefix);
         Self { redis, partition, prefix, entries: AtomicU32::new(1) }
