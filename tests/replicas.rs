@@ -1,5 +1,5 @@
-//! With `require_replicas`: nothing is acted on that a failover could take back. And after another primary was found, no lease
-//! runs out on what was seen on the one before.
+//! With `require_replicas`: nothing is acted on that a failover could take back. And what holds an expiry up: another primary, and too
+//! many at once.
 
 mod support;
 
@@ -196,4 +196,43 @@ async fn no_lease_runs_out_on_what_was_seen_before_redis_started_anew() {
         .await;
     assert!(restarted.elapsed() >= installation.config.lease, "{:?}", restarted.elapsed());
     pod.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_leases_lost_at_once_are_held_up_for_a_while_and_expire_together() {
+    let mut installation = Installation::new().await;
+    installation.config.lease = Duration::from_secs(4);
+    installation.config.beat_interval = Duration::from_millis(500);
+    installation.config.sweep_interval = Duration::from_millis(200);
+    installation.config.mass_expiry_hold = Duration::from_secs(3);
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut lost, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 700)).await;
+    for id in 1..=700 {
+        installation.job(id, json!({})).await;
+    }
+    let mut leases = Vec::new();
+    for _ in 1..=700 {
+        let lease = lost.assign().await.lease.expect("a lease");
+        lost.say(raw::accepted(&lease)).await;
+        leases.push(lease);
+    }
+    installation.until_events("job.running", 700).await;
+    lost.say(raw::beat(1, &leases)).await;
+    lost.until(|kind| matches!(kind, Down::BeatAck(_)).then_some(())).await;
+    drop(lost);
+    let since = Instant::now();
+    installation
+        .until("the alarm", async || pod.admin("/metrics").await.1.contains("job_router_mass_expiry 1").then_some(()))
+        .await;
+    installation.until_events("job.failed", 700).await;
+    assert!(
+        since.elapsed() > installation.config.lease * 2 - installation.config.beat_interval,
+        "seen silent once more"
+    );
+    let events = installation.events().await;
+    let failed = events.iter().filter(|event| event.event_type.to_string() == "job.failed").map(|event| event.at_ms);
+    let (first, last) = (failed.clone().min().expect("700"), failed.max().expect("700"));
+    assert!(last - first < 3_000, "the last is {} ms after the first", last - first);
+    pod.end().await;
 }

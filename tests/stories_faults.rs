@@ -399,45 +399,6 @@ async fn a_session_that_ends_while_it_is_let_in_is_offered_no_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_leases_lost_at_once_are_held_up_for_a_while_and_expire_together() {
-    let mut installation = Installation::new().await;
-    installation.config.lease = Duration::from_secs(4);
-    installation.config.beat_interval = Duration::from_millis(500);
-    installation.config.sweep_interval = Duration::from_millis(200);
-    installation.config.mass_expiry_hold = Duration::from_secs(3);
-    let pod = installation.pod("a").await;
-    installation.register(1, json!({})).await;
-    let (mut lost, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 700)).await;
-    for id in 1..=700 {
-        installation.job(id, json!({})).await;
-    }
-    let mut leases = Vec::new();
-    for _ in 1..=700 {
-        let lease = lost.assign().await.lease.expect("a lease");
-        lost.say(raw::accepted(&lease)).await;
-        leases.push(lease);
-    }
-    installation.until_events("job.running", 700).await;
-    lost.say(raw::beat(1, &leases)).await;
-    lost.until(|kind| matches!(kind, Down::BeatAck(_)).then_some(())).await;
-    drop(lost);
-    let since = Instant::now();
-    installation
-        .until("the alarm", async || pod.admin("/metrics").await.1.contains("job_router_mass_expiry 1").then_some(()))
-        .await;
-    installation.until_events("job.failed", 700).await;
-    assert!(
-        since.elapsed() > installation.config.lease * 2 - installation.config.beat_interval,
-        "seen silent once more"
-    );
-    let events = installation.events().await;
-    let failed = events.iter().filter(|event| event.event_type.to_string() == "job.failed").map(|event| event.at_ms);
-    let (first, last) = (failed.clone().min().expect("700"), failed.max().expect("700"));
-    assert!(last - first < 3_000, "the last is {} ms after the first", last - first);
-    pod.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn the_grace_of_a_cancel_is_not_doubled_where_it_is_longer_than_a_lease() {
     let mut installation = Installation::new().await;
     installation.config.lease = Duration::from_secs(2);
