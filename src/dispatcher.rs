@@ -211,11 +211,16 @@ fn refuse_what_is_not_there(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
+/// How a pod of this configuration reaches Redis.
+///
+/// # Errors
+///
+/// When the file with the password cannot be read.
+pub fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
     Ok(RedisSettings {
         command_timeout: config.redis_command_timeout,
         username: config.redis_username.clone(),
-        password: config.read_redis_password().context("redis_password_file")?,
+        password: config.read_redis_password().context("cannot read the password file of Redis")?,
         ca_file: config.redis_ca_file.clone(),
         replicas: config.require_replicas,
         ..RedisSettings::new(config.redis_url.expose())

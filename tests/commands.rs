@@ -433,3 +433,15 @@ fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
 }
+
+#[test]
+fn doctor_says_what_redis_would_lose_and_what_to_set() {
+    let output = run(&redis(), &["doctor"], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stdout).contains("set: appendonly yes"), "{output:?}");
+    let kept = PrivateRedis::start(&PrivateRedisOptions { append_only: true, ..Default::default() }).expect("starts");
+    let output = run(&kept, &["doctor", "--json"], "");
+    assert!(output.status.success(), "{output:?}");
+    let servers: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(servers[0]["findings"][0]["set"], "maxmemory, below the memory of the machine");
+}

@@ -43,6 +43,16 @@ fn settings(primary: &PrivateRedis) -> RedisSettings {
     RedisSettings { replicas: 1, command_timeout: COMMAND_TIMEOUT, ..RedisSettings::new(primary.url()) }
 }
 
+/// An installation whose pods wait for the replica.
+async fn on(primary: &PrivateRedis) -> Installation {
+    let mut installation = Installation::new().await;
+    installation.config.redis_url = primary.url().parse().expect("a URL");
+    installation.config.redis_command_timeout = COMMAND_TIMEOUT;
+    installation.config.require_replicas = 1;
+    installation.redis = Redis::connect(&RedisSettings::new(primary.url())).await.expect("connects");
+    installation
+}
+
 fn entry(id: u64) -> (String, job_router::job::PendingJob) {
     (format!("178000000000{id}-0"), job(id))
 }
@@ -96,11 +106,7 @@ async fn a_call_is_answered_once_a_replica_has_what_it_wrote() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runner_is_told_nothing_that_a_failover_could_take_back() {
     let (primary, mut replica) = pair().await;
-    let mut installation = Installation::new().await;
-    installation.config.redis_url = primary.url().parse().expect("a URL");
-    installation.config.redis_command_timeout = COMMAND_TIMEOUT;
-    installation.config.require_replicas = 1;
-    installation.redis = Redis::connect(&RedisSettings::new(primary.url())).await.expect("connects");
+    let installation = on(&primary).await;
     let pod = installation.pod("a").await;
     installation.register(1, json!({})).await;
     let (mut runner, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;
@@ -142,11 +148,7 @@ async fn a_runner_is_told_nothing_that_a_failover_could_take_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resumed_runner_goes_on_only_once_a_replica_knows() {
     let (primary, replica) = pair().await;
-    let mut installation = Installation::new().await;
-    installation.config.redis_url = primary.url().parse().expect("a URL");
-    installation.config.redis_command_timeout = COMMAND_TIMEOUT;
-    installation.config.require_replicas = 1;
-    installation.redis = Redis::connect(&RedisSettings::new(primary.url())).await.expect("connects");
+    let installation = on(&primary).await;
     let pod = installation.pod("a").await;
     installation.register(1, json!({})).await;
     let (mut runner, _) = Raw::open(&pod.url, 1, raw::hello("s_1", 1)).await;

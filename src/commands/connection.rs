@@ -4,7 +4,8 @@ use std::ffi::OsString;
 
 use anyhow::Context;
 use job_router::config::{self, Config, Mistakes};
-use job_router::redis::{Keys, Redis, RedisSettings};
+use job_router::dispatcher;
+use job_router::redis::{Keys, Redis};
 
 /// Where Redis is. All other settings of a connection come from `JOB_ROUTER_*` variables, or the file that
 /// `JOB_ROUTER_CONFIG` names, as those of `job-router serve` do.
@@ -54,20 +55,11 @@ pub(super) fn config_of(
     Config::load(&matches, variables)
 }
 
-/// How a pod of this configuration reaches Redis.
-pub(super) fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
-    Ok(RedisSettings {
-        command_timeout: config.redis_command_timeout,
-        username: config.redis_username.clone(),
-        password: config.read_redis_password().context("cannot read the password file of Redis")?,
-        ca_file: config.redis_ca_file.clone(),
-        ..RedisSettings::new(config.redis_url.expose())
-    })
-}
-
 /// Connects to the Redis of this configuration.
 pub(super) async fn connect(config: &Config) -> anyhow::Result<Redis> {
-    Redis::connect(&redis_settings(config)?).await.with_context(|| format!("cannot use Redis at {}", config.redis_url))
+    Redis::connect(&dispatcher::redis_settings(config)?)
+        .await
+        .with_context(|| format!("cannot use Redis at {}", config.redis_url))
 }
 
 /// The names of the keys of this configuration.

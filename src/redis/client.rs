@@ -155,7 +155,10 @@ impl Redis {
             reply = self.send_durably(&connection.calls, &call, &barrier).await;
             self.doubt();
         }
-        if reply.is_err() {
+        // One that is full or busy is still the primary: it would be asked again and again for a new connection.
+        let stays =
+            |error: &RedisError| matches!(error.refusal(), Some(Refusal::Oom | Refusal::Busy | Refusal::NoPerm));
+        if reply.as_ref().is_err_and(|error| !stays(error)) {
             durable.forget(script.name(), &connection).await;
         }
         reply

@@ -5,8 +5,8 @@
 //! caller's next try goes over a new one. That try may find everything written and write nothing; newer servers let a
 //! `WAIT` pass whose connection wrote nothing. So each has a write of its own before it: [`BARRIER`](super::scripts::BARRIER).
 //!
-//! After any failure the connection goes: the server it leads to may have stopped being the primary, which shows in nothing but
-//! replicas that do not follow it.
+//! After a failure the connection goes, unless the server says that it is full or busy: it may have stopped being the primary, which
+//! shows in nothing but replicas that do not follow it.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -377,10 +377,11 @@ impl Sentinel {
             dir.path().join("log").display(),
         );
         std::fs::write(&path, text).expect("written");
-        let process = Command::new("redis-server")
+        // It ends with us, whatever ends us: its shell waits for the end of a pipe that we hold.
+        let process = Command::new("/bin/sh")
+            .args(["-c", r#"redis-server "$1" --sentinel </dev/null & read -r _; kill -KILL $!"#, "sentinel"])
             .arg(&path)
-            .arg("--sentinel")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -391,7 +392,7 @@ impl Sentinel {
 
 impl Drop for Sentinel {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        drop(self.process.stdin.take());
         let _ = self.process.wait();
     }
 }
