@@ -59,7 +59,8 @@ async fn run(topology: Topology, seed: u64, for_so_long: Duration) -> Run {
 async fn a_short_run(topology: Topology, seed: u64) {
     let run = run(topology, seed, Duration::from_secs(25)).await;
     assert!(run.verdict.is_clean(), "{}\n{:#?}", run.report, run.verdict.wrong);
-    assert!(run.verdict.jobs > 50, "it was idle: {}", run.report);
+    let kinds = run.report["faults"].as_object().expect("by kind").len();
+    assert!(run.verdict.jobs > 50 && kinds >= 5, "it was idle: {}", run.report);
 }
 
 #[tokio::test(flavor = "multi_thread")]
