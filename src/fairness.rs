@@ -1,8 +1,8 @@
 //! Who goes next: the rule of DESIGN 8, as pure functions.
 //!
 //! Arrives: plain facts about tenants, projects and buckets of one lane. Leaves: the next bucket, and the scores by
-//! which Redis keeps that order. The scores mirror `lua/lib/score.lua` bit for bit (`tests/fairness.rs` runs both);
-//! the functions `next_in_…` are what `take` must choose (`tests/model.rs`).
+//! which Redis keeps that order. The scores mirror `lua/lib/score.lua` bit for bit (`tests/scripts/scores.rs` runs both);
+//! the functions `next_in_…` are what `take` must choose (`tests/scripts/model.rs`).
 //!
 //! Precision: shares differ when they differ by more than one part in 64; running jobs of a project count up to
 //! 1,023; queue times count in ms from 2025 to 2059, turns of tenants in quarters of one. Equal scores go by name, byte by byte, as in a sorted set.

@@ -2,7 +2,7 @@
 //!
 //! Arrives: a state and what happens to the job. Leaves: its next state, or nothing when the move is not legal
 //! there. Redis is moved by `lua/` alone; this is the same table in Rust, for stages to reason with, and
-//! `tests/flow.rs` walks every (state, event) through both.
+//! `tests/scripts/flow.rs` walks every (state, event) through both.
 //!
 //! What must stay true: nothing leaves [`State::Ended`]; every live state has a way there without a runner's help;
 //! a repeated event that was legal leads to the state it led to, or is not legal any more, never elsewhere.

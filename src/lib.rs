@@ -1,7 +1,7 @@
 //! A push-based CI job router: Redis streams in, gRPC out.
 //!
 //! `README.md` runs it, `ARCHITECTURE.md` explains it. The modules form four layers; imports point down
-//! (`tests/tidy.rs` checks it):
+//! (`tests/project/tidy.rs` checks it):
 //!
 //! | layer | modules |
 //! | --- | --- |

@@ -14,7 +14,7 @@ pub(super) const LIBRARIES: &[Library] = libraries!(
     "assign" "look"
 );
 
-/// A script: its flags, and its body. `tests/tidy.rs` checks that the flags are those its header names.
+/// A script: its flags, and its body. `tests/project/tidy.rs` checks that the flags are those its header names.
 macro_rules! script {
     ($name:literal, $flags:literal) => {
         Script::new($name, $flags, LIBRARIES, include_str!(concat!("../../lua/", $name, ".lua")))

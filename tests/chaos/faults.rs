@@ -12,8 +12,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use super::history::{What, pause};
 use super::proxy::Weather;
-use super::redis::Topology;
 use super::rig::Rig;
+use super::servers::Topology;
 
 /// One thing that goes wrong, for a while where it has a length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

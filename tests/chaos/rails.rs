@@ -14,7 +14,7 @@ use redis::{Commands, Connection, RedisResult};
 use serde_json::json;
 
 use super::history::{Notes, Told, What, pause};
-use super::redis::Directory;
+use super::servers::Directory;
 
 /// Waits for a replica no longer than this; then it tries again.
 const WAIT_MS: u32 = 1_000;

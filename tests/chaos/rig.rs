@@ -13,8 +13,8 @@ use super::check::Verdict;
 use super::history::{Notes, Record, What, now, pause, read_notes};
 use super::proxy::Proxy;
 use super::rails::{Orders, Rails, TAGS};
-use super::redis::{Servers, Topology};
 use super::runner::ManagerProcess;
+use super::servers::{Servers, Topology};
 use crate::support::processes::PodProcess;
 
 const PODS: usize = 3;

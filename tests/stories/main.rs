@@ -1,0 +1,22 @@
+//! What users see, over a real Redis, real gRPC and real processes: one file per subject.
+#![allow(unreachable_pub, reason = "its modules are its own")]
+
+mod affinity;
+mod affinity_wait;
+mod commands;
+mod door;
+mod explain;
+mod faults;
+mod inbox;
+mod jobs;
+mod pauses;
+mod policy;
+mod processes;
+mod redis;
+mod replicas;
+mod simulate;
+mod stuck;
+mod sweep;
+
+#[path = "../support/mod.rs"]
+mod support;
