@@ -15,7 +15,7 @@
 -- Cost O(page + log jobs)
 --
 -- flags: allow-oom
--- uses: base event bucket order job
+-- uses: base event job
 
 local from, skip, page = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local live = call('ZCARD', DEADLINES)

@@ -21,16 +21,10 @@ local known = call('HGET', PAUSED, target)
 local since_ms = known and string.match(known, '^{"since_ms":(%d+)') or NOW_TEXT
 local members = ',"by":' .. by .. ',"note":' .. note
 if until_ms ~= '' then members = ',"until_ms":' .. until_ms .. members end
-local pause = '{"since_ms":' .. since_ms .. members .. '}'
 
 -- What fails here has paused nothing, and is told again. What fails after it is done again.
-if known ~= pause then emit_queue('paused', target, name, members) end
-if until_ms == '' then
-  call('ZREM', PAUSE_ENDS, target)
-else
-  call('ZADD', PAUSE_ENDS, until_ms, target)
-end
-call('HSET', PAUSED, target, pause)
+if known ~= '{"since_ms":' .. since_ms .. members .. '}' then emit_queue('paused', target, name, members) end
+write_pause(target, since_ms, until_ms, members)
 
 local kind, of = target_parts(target)
 if kind == 'tenant' then

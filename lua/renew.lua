@@ -6,21 +6,24 @@
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who holds the runner's session now
 -- ARGV[2]  lease_ms        how much longer to hold
--- ARGV[3…] per job, 2:     job id, lease id
+-- ARGV[3]  tell            1: a new session; tell the record of each job
+-- ARGV[4…] per job, 2:     job id, lease id
 --
--- Returns, per job  {OK, state, ms left of a cancel's grace or 0, reason or ''}   state: running or canceling
+-- Returns, per job  {OK, state, ms left of a cancel's grace or 0, reason or '', record}   state: running or canceling; the record
+--                             is for `reassert`; '' unless asked for
 --                   {GONE}     it ended
 --                   {STALE}    it is queued, another lease holds it, or it was never started
 -- Cost O(jobs)
 --
 -- flags: allow-oom
--- uses: base reply event bucket order job
+-- uses: base reply event job
 
-local me, lease_ms = ARGV[1], ARGV[2]
+local me, lease_ms, tell = ARGV[1], ARGV[2], ARGV[3] == '1'
 local outcomes = {}
 
 local function renew(job)
   local key = job_key(job.id)
+  local record = tell and record_text(job.lease, job.bucket, job.holder) or ''
   call('HINCRBY', key, 'beat', 1)
   if job.pod ~= me then
     call('SADD', P .. 'pod:' .. me .. ':jobs', job.id)
@@ -29,13 +32,13 @@ local function renew(job)
   end
   if job.state == 'running' then
     call('ZADD', DEADLINES, NOW + lease_ms, job.id)
-    return { OK, 'running', 0, '' }
+    return { OK, 'running', 0, '', record }
   end
   local left = call('ZSCORE', DEADLINES, job.id) - NOW
-  return { OK, 'canceling', math.max(0, left), call('HGET', key, 'cancel_reason') or '""' }
+  return { OK, 'canceling', math.max(0, left), call('HGET', key, 'cancel_reason') or '""', record }
 end
 
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   local job = load_job(ARGV[i])
   local outcome
   if not job then

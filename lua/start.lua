@@ -7,7 +7,7 @@
 -- ARGV[1]  lease_ms        how long the lease lasts without a beat
 -- ARGV[2…] per job, 2:     job id, lease id ('' when Rails says that its runner started the job)
 --
--- Returns, per job  OK        running
+-- Returns, per job  {OK, record}  running; the record is for `reassert`
 --                   GONE      it ended, canceled perhaps: do not start
 --                   STALE     given back, or another lease holds it: do not start
 --                   REFUSED   it is being canceled: do not start
@@ -23,7 +23,7 @@ local starts_of = {} -- by job that starts now: which start of it this is
 
 for i = 2, #ARGV, 2 do
   local id, by_rails = ARGV[i], ARGV[i + 1] == ''
-  local f = call('HMGET', job_key(id), 'state', 'lease', 'holder', 'starts')
+  local f = call('HMGET', job_key(id), 'state', 'lease', 'holder', 'starts', 'place')
   local state = f[1]
   local lease_id, attempt = lease_parts(f[2] or '')
   local outcome
@@ -34,7 +34,7 @@ for i = 2, #ARGV, 2 do
   elseif state == 'canceling' then
     outcome = REFUSED
   else
-    outcome = OK
+    outcome = { OK, record_text(f[2], f[5], f[3]) }
     if state == 'assigned' and not starts_of[id] then
       starts_of[id] = f[4] and tostring(f[4] + 1) or '1'
       deadlines[#deadlines + 1], deadlines[#deadlines + 2] = due, id

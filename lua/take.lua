@@ -118,10 +118,10 @@ local function next_of_tenants(lane, fp)
   local id, priority = string.match(first.member, '^(%d+):(-?%d)$')
   local expected = plain_score(fp, 0, head) or bucket_score(tonumber(priority), project_running(tenant, id), head)
   if project(id).tenant ~= tenant or not in_scope(id, 'instance') or project_capped(tenant, id) then
-    place(tenant_lane, first.member, nil)
+    set_place(tenant_lane, first.member, nil)
     return place_tenant(fp, tenant)
   elseif expected ~= first.score then
-    place(tenant_lane, first.member, expected)
+    set_place(tenant_lane, first.member, expected)
     return place_tenant(fp, tenant)
   end
   return fp .. ':' .. id .. ':' .. priority, id
@@ -131,9 +131,9 @@ end
 local function next_of_buckets(lane, fp, scope)
   local member, score = first_of(lane_key(lane))
   local id, priority = string.match(member, '^(%d+):(-?%d)$')
-  if not in_scope(id, scope) or paused('tenant:', project(id).tenant) then return place(lane_key(lane), member, nil) and nil end
+  if not in_scope(id, scope) or paused('tenant:', project(id).tenant) then return set_place(lane_key(lane), member, nil) and nil end
   local expected = counts_in(scope) and bucket_score(tonumber(priority), running_in(scope, id), head_in(score))
-  if expected and expected ~= score then return place(lane_key(lane), member, expected) and nil end
+  if expected and expected ~= score then return set_place(lane_key(lane), member, expected) and nil end
   return fp .. ':' .. id .. ':' .. priority, id
 end
 

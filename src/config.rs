@@ -114,6 +114,8 @@ settings! {
     mass_expiry_percent: u32,
     /// How long more than that is held up.
     mass_expiry_hold: Duration,
+    /// How long nothing is assigned once Redis is found empty: ask [`Config::rebuild_hold`].
+    rebuild_hold: Option<Duration>,
     /// How long before the end of its lease a runner stops by itself.
     lease_margin: Duration,
     /// How often runners beat; twice this is at most `lease` less `lease_margin`.
@@ -244,6 +246,13 @@ impl Config {
             Some(path) => read::read_secret(path).map(Some),
             None => Ok(self.redis_password.clone()),
         }
+    }
+}
+
+impl Config {
+    /// How long nothing is assigned once Redis is found empty.
+    pub fn rebuild_hold(&self) -> Duration {
+        self.rebuild_hold.unwrap_or(self.lease)
     }
 }
 

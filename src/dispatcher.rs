@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::grpc::{self, Doors};
 use crate::redis::{Keys, Partition, RedisSettings, Runners};
 use crate::stages::held::Held;
+use crate::stages::instance::Instances;
 use crate::stages::sessions::Sessions;
 use crate::stages::{
     Pod, admit, explain, fan_out, finish, give_back, mail, presence, recover, registry, resume, running, scopes, start,
@@ -83,6 +84,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         runners,
         sessions: Arc::<Sessions>::default(),
         held: Arc::<Held>::default(),
+        instances: Arc::new(Instances::new(config.redis_partitions)),
         draining: draining.clone(),
         stopped: stopped.clone(),
     };

@@ -18,6 +18,7 @@ mod explain;
 mod health;
 mod keys;
 mod link;
+mod listing;
 mod partition;
 mod pauses;
 mod policy;
@@ -36,9 +37,10 @@ pub use error::{RedisError, Refusal};
 pub use explain::{Explainer, ExplainerKeys};
 pub use health::{Checkup, Finding, Severity};
 pub use keys::Keys;
+pub use listing::{JobHolder, ListedJob};
 pub use partition::{
-    Due, Expired, FannedOut, HandOver, Look, Mail, Manager, Offer, Partition, PassedOver, Renewed, Report, Return,
-    Taken, TakenJob, Terms,
+    Due, Empty, Expired, FannedOut, HandOver, Heartbeat, Look, Mail, Manager, Offer, Partition, PassedOver, Record,
+    Remembered, Renewed, Report, Return, Started, Taken, TakenJob, Terms,
 };
 pub use pauses::{Over, Resumed};
 pub use policy::{LaneOrder, Policy};

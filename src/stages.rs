@@ -27,6 +27,7 @@ pub mod fan_out;
 pub mod finish;
 pub mod give_back;
 pub mod held;
+pub mod instance;
 pub mod mail;
 pub mod presence;
 pub mod recover;
@@ -56,10 +57,14 @@ use crate::runner::{Lane, RunnerRecord};
 use crate::tags::{Capability, TagSet};
 use crate::telemetry::labels::GaveBack;
 use held::Held;
+use instance::Instances;
 use sessions::Sessions;
 
 /// The most items one script call handles: a script's loops stay short (a busy one cannot be killed).
 pub const BATCH: usize = 64;
+
+/// How long mail outlives a pod that nobody buries, all pods being down.
+const MAIL_TTL: Duration = Duration::from_secs(3600);
 
 /// What every stage of a pod shares.
 #[derive(Clone)]
@@ -80,6 +85,8 @@ pub struct Pod {
     pub sessions: Arc<Sessions>,
     /// The jobs they hold.
     pub held: Arc<Held>,
+    /// The names of the partitions.
+    pub instances: Arc<Instances>,
     /// Cancelled when the pod is to take no more: nothing new is begun, what was begun goes on.
     pub draining: CancellationToken,
     /// Cancelled when the pod has drained: every stage returns.
@@ -166,7 +173,7 @@ pub enum Undone {
     Stopped,
     /// It will never be done as it is: a bug. Logged here; leave it out and go on.
     #[error(transparent)]
-    Failed(RedisError),
+    Failed(#[from] RedisError),
 }
 
 // === impl Pod ===

@@ -18,6 +18,12 @@ local function emit_queue(word, target, name, extra)
     ',"target":' .. name .. extra .. '}')
 end
 
+-- This partition was empty, and has this name now.
+local function emit_empty(instance)
+  call('XADD', EVENTS, '*', 'v', '1', 'type', 'redis.empty', 'data',
+    '{"event_id":"' .. instance .. '.empty","at_ms":' .. NOW_TEXT .. ',"instance":"' .. instance .. '"}')
+end
+
 -- The members that say who holds the job.
 local function holder(lease_id, runner_id, system_id, pod)
   return ',"lease_id":"' .. lease_id .. '","runner_id":' .. runner_id ..

@@ -22,7 +22,7 @@ local function lower_in_groups()
       local fp, _, priority = bucket_parts(bucket_of_member(name))
       local lane, member = lane_key(scope .. ':' .. fp), id .. ':' .. priority
       local score = call('ZSCORE', lane, member)
-      if score then place(lane, member, lowered_score(tonumber(score), lost)) end
+      if score then set_place(lane, member, lowered_score(tonumber(score), lost)) end
     end
   end
 end

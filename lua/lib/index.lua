@@ -31,15 +31,15 @@ local function place_tenant(fp, tenant)
   local lane = lane_key('instance:' .. fp)
   local first, score = first_of(lane .. ':' .. tenant)
   if not first then
-    place(lane, tenant, nil)
+    set_place(lane, tenant, nil)
     call('SREM', P .. 'tenant:' .. tenant .. ':lanes', fp)
     noted[tenant .. ' ' .. fp] = nil
   elseif tenant_capped(tenant) then
-    place(lane, tenant, nil)
+    set_place(lane, tenant, nil)
   else
     local t = tenant_of(tenant)
     local head = head_in(score)
-    place(lane, tenant, plain_score(fp, 0, head) or tenant_score(t.running, t.weight, waits_since(head, t.served)))
+    set_place(lane, tenant, plain_score(fp, 0, head) or tenant_score(t.running, t.weight, waits_since(head, t.served)))
   end
 end
 
@@ -69,14 +69,14 @@ local function place_bucket(scope, fp, id, priority, head)
   if scope ~= 'instance' then
     local score = plain_score(nil, priority, head) or counts_in(scope) and bucket_score(priority, running_in(scope, id), head)
       or fifo_score(priority, head)
-    place(lane_key(lane), member, not paused('tenant:', tenant) and score or nil)
+    set_place(lane_key(lane), member, not paused('tenant:', tenant) and score or nil)
     return
   end
   local score = plain_score(fp, priority, head) or bucket_score(priority, project_running(tenant, id), head)
   local tenant_lane = lane_key(lane) .. ':' .. tenant
   if project_capped(tenant, id) then
-    place(tenant_lane, member, nil)
-  elseif place(tenant_lane, member, score) then
+    set_place(tenant_lane, member, nil)
+  elseif set_place(tenant_lane, member, score) then
     note_lane(tenant, fp)
   end
   place_tenant(fp, tenant)
@@ -95,10 +95,10 @@ local function reindex(name, head)
   for _, scope in ipairs(facts.open) do
     local key, member = lane_key(scope .. ':' .. fp), id .. ':' .. priority
     if scope == 'instance' then
-      place(key .. ':' .. facts.tenant, member, nil)
+      set_place(key .. ':' .. facts.tenant, member, nil)
       place_tenant(fp, facts.tenant)
     else
-      place(key, member, nil)
+      set_place(key, member, nil)
     end
   end
 end

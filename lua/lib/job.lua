@@ -35,6 +35,11 @@ local function lease_parts(lease)
   return lease_id or '', attempt or '0', tenant, pod, scope
 end
 
+-- What a pod remembers of a job that runs with it, for a Redis that has lost its data: lease, bucket, holder.
+local function record_text(lease, stood_at, held_by)
+  return lease .. ' ' .. string.match(stood_at, '^%S+') .. ' ' .. held_by
+end
+
 -- The live job, or nil.
 local function load_job(id)
   if closed[id] then return nil end

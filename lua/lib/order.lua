@@ -56,7 +56,7 @@ local function first_of(key)
 end
 
 -- Gives a member its score, or takes it out when that is nil. Answers whether it may be new.
-local function place(key, member, score)
+local function set_place(key, member, score)
   local list = orders[key]
   if not list then
     if score then return call('ZADD', key, score, member) == 1 end

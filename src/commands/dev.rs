@@ -42,8 +42,9 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let redis = tokio::task::spawn_blocking(move || PrivateRedis::start(&options)).await??;
     let redis_url = redis.tcp_url().expect("it was asked to listen on TCP");
     let flags = RedisArgs { redis_url: Some(redis_url.clone()), ..RedisArgs::default() };
-    let drain = format!("--drain-timeout={DRAIN_MAX}");
-    let config = connection::config_of(&[flags.flags(), vec![drain]].concat(), [])?;
+    // Its Redis is new, and no runner is left over from before.
+    let own = vec![format!("--drain-timeout={DRAIN_MAX}"), "--rebuild-hold=0s".to_owned()];
+    let config = connection::config_of(&[flags.flags(), own].concat(), [])?;
     let grpc = serve::bind(&args.grpc, "--grpc").await?;
     let admin = serve::bind(&args.admin, "--admin").await?;
     output::line(&next_steps(&redis_url, grpc.local_addr()?, admin.local_addr()?))?;

@@ -1,4 +1,6 @@
-//! `job-router jobs show`: where a job is now, read from its keys. Changes nothing.
+//! `job-router jobs`: where a job is now, read from its keys, and which there are. Changes nothing.
+
+mod list;
 
 use std::collections::BTreeMap;
 
@@ -25,6 +27,7 @@ pub(super) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum JobsCommand {
     Show(ShowArgs),
+    List(list::Args),
 }
 
 /// Show where a job is: its state and since when, who holds it, or how it ended
@@ -59,7 +62,10 @@ struct Found {
 
 /// Shows the job.
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
-    let JobsCommand::Show(args) = args.command;
+    let args = match args.command {
+        JobsCommand::Show(args) => args,
+        JobsCommand::List(args) => return Box::pin(list::run(args)).await,
+    };
     let config = args.redis.config()?;
     let redis = connection::connect(&config).await?;
     for (partition, prefix) in (0..).zip(connection::partitions(&config)) {

@@ -139,7 +139,8 @@ impl Rig {
         args.extend(self.args.flags());
         args.extend(["--grpc-listen=127.0.0.1:0".to_owned(), "--admin-listen=127.0.0.1:0".to_owned()]);
         args.extend([format!("--pod-id=pod-{number}"), "--log-format=json".to_owned(), format!("--log={POD_LOG}")]);
-        args.push(format!("--drain-timeout={POD_DRAIN_MAX}"));
+        // Its Redis is new, and no runner is left over from before.
+        args.extend([format!("--drain-timeout={POD_DRAIN_MAX}"), "--rebuild-hold=0s".to_owned()]);
         Pod::start(format!("pod-{number}"), &args).await
     }
 

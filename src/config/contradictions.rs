@@ -42,6 +42,15 @@ pub(super) fn find(
         less_than("lease", config.lease, config.accept_timeout),
     );
     refuse(
+        &["rebuild_hold", "lease"],
+        !config.rebuild_hold().is_zero() && config.rebuild_hold() < config.lease,
+        format!(
+            "must be 0s, or at least lease ({}): so long may a runner go on that no pod hears of; is {}",
+            format_duration(config.lease),
+            format_duration(config.rebuild_hold())
+        ),
+    );
+    refuse(
         &["pod_dead_after", "pod_heartbeat"],
         config.pod_dead_after < config.pod_heartbeat * 2,
         format!(

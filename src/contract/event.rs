@@ -37,6 +37,8 @@ named!(
         QueuePaused = "queue.paused",
         /// It goes on, by `reason`: `asked` or `over`.
         QueueResumed = "queue.resumed",
+        /// The router found its Redis empty: it is new, or has lost its data. Publish all that has not ended.
+        RedisEmpty = "redis.empty",
         /// An inbox entry was refused: `entry_id`, `field`, `reason`, `data_start`.
         MessageRejected = "message.rejected",
     }

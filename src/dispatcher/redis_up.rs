@@ -7,8 +7,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::{GroupLaneOrder, PriorityReach};
-use crate::redis::{Finding, LaneOrder, Redis, RedisError, RedisSettings, Severity, scripts};
+use crate::redis::{Finding, Redis, RedisError, RedisSettings, Severity, scripts};
 use crate::stages::{Pod, ToTake};
 use crate::telemetry::{Readiness, metrics};
 
@@ -66,18 +65,10 @@ pub(super) async fn load_scripts(pod: &Pod) -> Result<(), RedisError> {
     pod.redis.load(&scripts::ALL, pod.runners.prefix()).await
 }
 
-/// Makes the policy in Redis that of this pod's configuration. Pods are configured alike; if not, all do as the last one says.
+/// Makes the policy in Redis that of this pod's configuration.
 pub(super) async fn set_policy(pod: &Pod) -> Result<(), RedisError> {
-    let config = &pod.config;
-    let group = match config.group_lane_order {
-        GroupLaneOrder::Fifo => LaneOrder::Fifo,
-        GroupLaneOrder::Fair => LaneOrder::Fair,
-    };
-    let ageing = (config.priority == PriorityReach::Global).then_some(config.priority_ageing);
-    for (number, partition) in pod.partitions.iter().enumerate() {
-        if partition.configure(group, ageing).await? {
-            info!(partition = number, group_lane_order = group.as_str(), ?ageing, "policy changed");
-        }
+    for number in 0..pod.keys.partitions() {
+        pod.set_policy(number).await?;
     }
     Ok(())
 }

@@ -20,8 +20,8 @@ use crate::runner::{Lane, Scope};
 use crate::tags::{Capability, Fingerprint};
 pub use jobs::{FannedOut, HandOver, Manager, Offer, PassedOver, Taken, TakenJob, Terms};
 use jobs::{held_of, push_job, push_offer, push_terms, taken_of};
-pub use leases::{Due, Expired, Look, Renewed, Report, Return};
-use leases::{due_of, lease_arg, renew_args, renewed_of_all};
+pub use leases::{Due, Empty, Expired, Heartbeat, Look, Record, Remembered, Renewed, Report, Return, Started};
+use leases::{due_of, lease_arg, renew_args, renewed_of_all, started_of};
 pub use mail::Mail;
 
 /// The keys of one set of tenants, in one slot of a Redis Cluster.
@@ -97,32 +97,34 @@ impl Partition {
         })
     }
 
-    /// `start`: records accepted jobs as running.
+    /// `start`: records accepted jobs as running; answers the record of each that does.
     pub async fn start(
         &self,
         lease_time: Duration,
         jobs: &[(JobId, Option<LeaseId>)],
-    ) -> Result<Vec<Outcome>, RedisError> {
+    ) -> Result<Vec<Started>, RedisError> {
         let mut args = vec![ms(lease_time)];
         for (job_id, lease_id) in jobs {
             args.extend([job_id.0.into(), lease_arg(*lease_id)]);
         }
-        outcomes_of(self.call_durably(&scripts::START, args).await?)
+        self.call_durably(&scripts::START, args).await?.into_array()?.into_iter().map(started_of).collect()
     }
 
     /// `renew`: keeps held jobs alive, on this pod from now on. A beat that is lost is one beat: no replica needs to have it.
     pub async fn renew(&self, pod: &Name, lease_time: Duration, leases: &[Lease]) -> Result<Vec<Renewed>, RedisError> {
-        renewed_of_all(self.call(&scripts::RENEW, renew_args(pod, lease_time, leases)).await?)
+        let renewed = renewed_of_all(self.call(&scripts::RENEW, renew_args(pod, lease_time, false, leases)).await?)?;
+        Ok(renewed.into_iter().map(|(renewed, _)| renewed).collect())
     }
 
-    /// `renew` for jobs that their runner goes on with by this answer, as it would by `Start`: replicas must have the start.
+    /// `renew` for jobs that their runner goes on with by this answer, as it would by `Start`: replicas must have the start. Also
+    /// answers their records.
     pub async fn resume_running(
         &self,
         pod: &Name,
         lease_time: Duration,
         leases: &[Lease],
-    ) -> Result<Vec<Renewed>, RedisError> {
-        renewed_of_all(self.call_durably(&scripts::RENEW, renew_args(pod, lease_time, leases)).await?)
+    ) -> Result<Vec<(Renewed, Record)>, RedisError> {
+        renewed_of_all(self.call_durably(&scripts::RENEW, renew_args(pod, lease_time, true, leases)).await?)
     }
 
     /// `give_back`: returns assigned jobs to their places. Also answers the lanes in which this pod waited.
@@ -219,18 +221,48 @@ impl Partition {
         Ok((expired.collect::<Result<_, RedisError>>()?, lanes_of(wakes)?))
     }
 
-    /// `heartbeat`: this pod lives. Answers whether it was not known, and all pods with their last heartbeats.
+    /// `heartbeat`: this pod lives. A Redis without a name is empty: it gets the name of `empty`.
     pub async fn heartbeat(
         &self,
         pod: &Name,
         mail_read: &str,
         mail_ttl: Duration,
-    ) -> Result<(bool, Vec<(Name, String)>), RedisError> {
-        let args = vec![pod.as_str().into(), mail_read.into(), ms(mail_ttl)];
-        let [new, pods] = self.call(&scripts::HEARTBEAT, args).await?.into_tuple()?;
+        empty: &Empty,
+    ) -> Result<Heartbeat, RedisError> {
+        let Empty { name, hold } = empty;
+        let args = vec![pod.as_str().into(), mail_read.into(), ms(mail_ttl), name.into(), ms(*hold)];
+        let [new, pods, instance] = self.call(&scripts::HEARTBEAT, args).await?.into_tuple()?;
         let pods = pods.into_array()?;
         let pods = pods.chunks_exact(2).map(|pair| Ok((parse(&pair[0])?, pair[1].as_str()?.to_owned())));
-        Ok((new.as_i64()? == 1, pods.collect::<Result<_, RedisError>>()?))
+        Ok(Heartbeat {
+            is_new: new.as_i64()? == 1,
+            pods: pods.collect::<Result<_, RedisError>>()?,
+            instance: instance.as_str()?.to_owned(),
+        })
+    }
+
+    /// `reassert`: what runs on this pod's runners, and what ended there lately, for a Redis that has lost its data.
+    pub async fn reassert(
+        &self,
+        pod: &Name,
+        lease_time: Duration,
+        ended_ttl: Duration,
+        jobs: &[Remembered],
+    ) -> Result<Vec<Outcome>, RedisError> {
+        let mut args = vec![pod.as_str().into(), ms(lease_time), ms(ended_ttl)];
+        for Remembered { job_id, record, end } in jobs {
+            let (status, exit_code, failure_reason) =
+                end.as_ref().map_or(("", 0, ""), |end| (end.status, end.exit_code, &*end.failure_reason));
+            let record = record.0.clone();
+            args.extend([
+                job_id.0.into(),
+                record.into(),
+                status.into(),
+                i64::from(exit_code).into(),
+                failure_reason.into(),
+            ]);
+        }
+        outcomes_of(self.call(&scripts::REASSERT, args).await?)
     }
 
     /// `bury`: cleans up after a dead pod, or, with no heartbeat, after this one as it leaves. Answers how many jobs

@@ -41,6 +41,8 @@ pub static EXPIRE: Script = script!("expire", "allow-oom");
 pub static DUE: Script = script!("due", "allow-oom");
 /// Says that a pod is alive.
 pub static HEARTBEAT: Script = script!("heartbeat", "allow-oom");
+/// Says again what runs, and what ended lately, to a Redis that has lost its data.
+pub static REASSERT: Script = script!("reassert", "allow-oom");
 /// Cleans up after a pod.
 pub static BURY: Script = script!("bury", "allow-oom");
 /// Opens a scope.
@@ -68,6 +70,8 @@ pub static RUNNER_FIND: Script = script!("runner_find", "no-writes");
 pub static RUNNERS: Script = script!("runners", "no-writes");
 /// Looks at all that decides when a job runs.
 pub static EXPLAIN: Script = script!("explain", "no-writes");
+/// Lists jobs that have not ended.
+pub static JOBS: Script = script!("jobs", "no-writes");
 /// Lists buckets with queued jobs.
 pub static BUCKETS: Script = script!("buckets", "no-writes");
 /// Tells of jobs that no online runner could ever take.
@@ -77,7 +81,7 @@ pub static STUCK: Script = script!("stuck", "allow-oom");
 pub static BARRIER: Script = script!("barrier", "allow-oom");
 
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
-pub static ALL: [&Script; 26] = [
+pub static ALL: [&Script; 28] = [
     &FAN_OUT,
     &TAKE,
     &START,
@@ -88,6 +92,7 @@ pub static ALL: [&Script; 26] = [
     &EXPIRE,
     &DUE,
     &HEARTBEAT,
+    &REASSERT,
     &BURY,
     &SCOPE,
     &INDEX,
@@ -101,6 +106,7 @@ pub static ALL: [&Script; 26] = [
     &RUNNER_FIND,
     &RUNNERS,
     &EXPLAIN,
+    &JOBS,
     &BUCKETS,
     &STUCK,
     &BARRIER,

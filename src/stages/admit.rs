@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::{BATCH, Opened, Pod, ToTake, by_partition};
+use super::{BATCH, Opened, Pod, ToTake, Undone, by_partition};
 use crate::grpc::{Closed, Knock};
 use crate::job::Lease;
 use crate::proto;
 use crate::redis::scripts::Outcome;
-use crate::redis::{RedisError, Renewed, Return};
+use crate::redis::{Record, RedisError, Renewed, Return};
 use crate::runner::RunnerRecord;
 use crate::telemetry::labels::{GaveBack, Label, SessionClosed};
 use crate::telemetry::metrics;
@@ -53,6 +53,7 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
     if answer.is_closed() {
         return; // it left while it waited for its turn
     }
+    let before: Vec<_> = (0..pod.keys.partitions()).map(|number| pod.seen(number)).collect();
     let found = find(pod, &token_sha256).await;
     let admitted = match found {
         // Its jobs stay where they are: it may have brought them along on a newer session by now.
@@ -63,7 +64,7 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
             answer.unknown_token();
             return;
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     };
     let (record, resumed) = match admitted {
         Ok(admitted) => admitted,
@@ -78,7 +79,12 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
     metrics().sessions_opened_total.increment(1);
     let runner_id = record.runner_id();
     for job in &resumed {
-        pod.held.resume(job.lease, session, outbox.clone());
+        pod.held.resume(job.lease, session, outbox.clone(), job.record.clone());
+    }
+    for (number, before) in (0..).zip(before) {
+        if pod.tell_if_lost(number, &before).await.is_err() {
+            return; // the pod stops
+        }
     }
     let welcome = proto::Welcome {
         pod: pod.name.to_string(),
@@ -115,6 +121,7 @@ async fn find(pod: &Pod, token_sha256: &str) -> Result<Option<RunnerRecord>, Red
 struct ResumedJob {
     lease: Lease,
     canceling: Option<Duration>,
+    record: Record,
 }
 
 // === impl ResumedJob ===
@@ -133,12 +140,17 @@ impl ResumedJob {
 ///
 /// A job that it accepted on a session that is gone, and whose start is still on its way, perhaps on another pod, is given
 /// back: the runner drops it now, and a start recorded after that would be of a job that nobody runs.
-async fn resume(pod: &Pod, leases: &[Lease], take: &mpsc::Sender<ToTake>) -> Result<Vec<ResumedJob>, RedisError> {
+async fn resume(pod: &Pod, leases: &[Lease], take: &mpsc::Sender<ToTake>) -> Result<Vec<ResumedJob>, Undone> {
     let mut resumed = Vec::new();
     let (groups, _) = by_partition(pod, leases.to_vec(), |lease| *lease);
     for (number, leases) in groups {
         for batch in leases.chunks(BATCH) {
-            let not_yours = renew(pod, number, batch, &mut resumed).await?;
+            let before = pod.seen(number);
+            let mut not_yours = renew(pod, number, batch, &mut resumed).await?;
+            // Not known here: or has Redis lost it?
+            if !not_yours.is_empty() && pod.was_lost(number, &before).await? {
+                not_yours = renew(pod, number, &not_yours, &mut resumed).await?;
+            }
             if not_yours.is_empty() {
                 continue;
             }
@@ -159,10 +171,12 @@ async fn renew(
     let partition = &pod.partitions[usize::from(number)];
     let renewed = partition.resume_running(&pod.name, pod.config.lease, leases).await?;
     let mut not_yours = Vec::new();
-    for (lease, renewed) in leases.iter().zip(renewed) {
+    for (lease, (renewed, record)) in leases.iter().zip(renewed) {
         match renewed {
-            Renewed::Running => resumed.push(ResumedJob { lease: *lease, canceling: None }),
-            Renewed::Canceling { grace, .. } => resumed.push(ResumedJob { lease: *lease, canceling: Some(grace) }),
+            Renewed::Running => resumed.push(ResumedJob { lease: *lease, canceling: None, record }),
+            Renewed::Canceling { grace, .. } => {
+                resumed.push(ResumedJob { lease: *lease, canceling: Some(grace), record });
+            }
             Renewed::NotYours => not_yours.push(*lease),
         }
     }

@@ -41,18 +41,25 @@ pub async fn run(pod: Pod, mut finished: mpsc::Receiver<Spoken<Finished>>, give_
 
 async fn finish(
     pod: &Pod,
-    partition: u16,
+    number: u16,
     reported: Vec<Reported>,
     give_back: &mpsc::Sender<GiveBack>,
 ) -> Result<(), Undone> {
     let reports: Vec<Report> = reported.iter().map(|(_, report)| report_of(report)).collect();
-    let partition = &pod.partitions[usize::from(partition)];
-    let outcomes = pod.until_done("finish", || partition.finish(pod.config.ended_ttl, &reports)).await?;
+    let partition = &pod.partitions[usize::from(number)];
+    let (before, call) = (pod.seen(number), || partition.finish(pod.config.ended_ttl, &reports));
+    let mut outcomes = pod.until_done("finish", call).await?;
+    // Not known here: or has Redis lost it?
+    if outcomes.contains(&Outcome::Gone) && pod.was_lost(number, &before).await? {
+        outcomes = pod.until_done("finish", call).await?;
+    }
     for ((session, report), outcome) in reported.into_iter().zip(outcomes) {
         let lease = report.lease;
         if outcome == Outcome::Refused && pod.held.is_undelivered(lease, session) {
             // It ended what it was not told to start: nobody ran it as far as the record goes.
             let _ = give_back.send(GiveBack { lease, why: GaveBack::Declined, back_off: Some(session) }).await;
+        } else if outcome == Outcome::Ok {
+            pod.held.ended(lease.lease_id, report_of(&report), pod.config.lease);
         } else {
             pod.held.remove(lease.lease_id);
         }
@@ -63,7 +70,7 @@ async fn finish(
         }
         acknowledge(pod, &(session, report), outcome == Outcome::Ok);
     }
-    Ok(())
+    pod.tell_if_lost(number, &before).await
 }
 
 fn label(status: Status) -> Ended {

@@ -2,6 +2,10 @@
 //!
 //! Redis has the truth; this table says which session to tell, and lets a runner speak only of its own jobs. No call is
 //! made and nothing is awaited with its lock.
+//!
+//! And it remembers what Redis knew of what runs here, and of what ended or left lately, should Redis lose its data.
+
+mod left;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -9,11 +13,19 @@ use std::time::{Duration, Instant};
 
 use crate::grpc::{Outbox, SessionId};
 use crate::job::{JobId, Lease, LeaseId};
+use crate::redis::{Record, Remembered, Report};
 use crate::telemetry::metrics;
+use left::Left;
 
 /// The table.
 #[derive(Default)]
-pub struct Held(Mutex<HashMap<LeaseId, Entry>>);
+pub struct Held(Mutex<Tables>);
+
+#[derive(Default)]
+struct Tables {
+    held: HashMap<LeaseId, Entry>,
+    left: Left,
+}
 
 struct Entry {
     job_id: JobId,
@@ -22,6 +34,8 @@ struct Entry {
     phase: Phase,
     since: Instant,
     told_to_cancel: bool,
+    /// What Redis knows of it, once it runs.
+    record: Record,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,18 +53,18 @@ enum Phase {
 impl Held {
     /// A job was pushed to a session.
     pub fn assign(&self, lease: Lease, session: SessionId, outbox: Outbox) {
-        self.insert(lease, session, outbox, Phase::Assigned);
+        self.insert(lease, session, outbox, Phase::Assigned, Record::default());
     }
 
     /// A session brought a running job along. One that was let in late takes it from no newer session.
-    pub fn resume(&self, lease: Lease, session: SessionId, outbox: Outbox) {
-        self.insert(lease, session, outbox, Phase::Running);
+    pub fn resume(&self, lease: Lease, session: SessionId, outbox: Outbox, record: Record) {
+        self.insert(lease, session, outbox, Phase::Running, record);
     }
 
     /// The session accepts; answers its outbox and how long it took, unless it was not asked.
     pub fn accept(&self, lease: Lease, session: SessionId) -> Option<(Outbox, Duration)> {
-        let mut entries = self.lock();
-        let entry = entries.get_mut(&lease.lease_id)?;
+        let mut tables = self.lock();
+        let entry = tables.held.get_mut(&lease.lease_id)?;
         if entry.session != session || entry.job_id != lease.job_id || entry.phase != Phase::Assigned {
             return None;
         }
@@ -59,23 +73,24 @@ impl Held {
     }
 
     /// Redis has the start.
-    pub fn started(&self, lease_id: LeaseId) {
-        if let Some(entry) = self.lock().get_mut(&lease_id) {
+    pub fn started(&self, lease_id: LeaseId, record: Record) {
+        if let Some(entry) = self.lock().held.get_mut(&lease_id) {
             entry.phase = Phase::Running;
+            entry.record = record;
         }
     }
 
     /// Whether the session holds this job, pushed, accepted or running.
     pub fn holds(&self, lease: Lease, session: SessionId) -> bool {
-        let entries = self.lock();
-        let entry = entries.get(&lease.lease_id);
+        let tables = self.lock();
+        let entry = tables.held.get(&lease.lease_id);
         entry.is_some_and(|entry| entry.session == session && entry.job_id == lease.job_id)
     }
 
     /// Whether the session holds this job and has not been told to start it.
     pub fn is_undelivered(&self, lease: Lease, session: SessionId) -> bool {
-        let entries = self.lock();
-        let entry = entries.get(&lease.lease_id);
+        let tables = self.lock();
+        let entry = tables.held.get(&lease.lease_id);
         entry.is_some_and(|entry| {
             entry.session == session && entry.job_id == lease.job_id && entry.phase == Phase::Assigned
         })
@@ -83,8 +98,8 @@ impl Held {
 
     /// Whether a runner may still decline this job: it was not told to start it.
     pub fn is_mine_to_decline(&self, lease: Lease, session: SessionId) -> bool {
-        let entries = self.lock();
-        let entry = entries.get(&lease.lease_id);
+        let tables = self.lock();
+        let entry = tables.held.get(&lease.lease_id);
         entry.is_some_and(|entry| {
             entry.session == session && entry.job_id == lease.job_id && entry.phase != Phase::Running
         })
@@ -92,64 +107,106 @@ impl Held {
 
     /// Whether a job's start is on its way to Redis.
     pub fn is_starting(&self, lease_id: LeaseId) -> bool {
-        self.lock().get(&lease_id).is_some_and(|entry| entry.phase != Phase::Running)
+        self.lock().held.get(&lease_id).is_some_and(|entry| entry.phase != Phase::Running)
     }
 
     /// The job is not held any more; answers who held it.
     pub fn remove(&self, lease_id: LeaseId) -> Option<Outbox> {
-        let mut entries = self.lock();
-        let entry = entries.remove(&lease_id)?;
-        metrics().jobs_held.set(entries.len() as f64);
-        Some(entry.outbox)
+        let mut tables = self.lock();
+        tables.left.forget(lease_id);
+        Some(tables.remove(lease_id)?.outbox)
+    }
+
+    /// The end of the job is recorded. It is remembered for `keep`.
+    pub fn ended(&self, lease_id: LeaseId, end: Report, keep: Duration) {
+        let mut tables = self.lock();
+        let Some(Entry { job_id, record, .. }) = tables.remove(lease_id) else { return };
+        if record != Record::default() {
+            let job = Remembered { job_id, record, end: Some(end.into()) };
+            tables.left.put(Instant::now(), keep, lease_id, job);
+        }
+    }
+
+    /// What a Redis that has lost a partition must hear of: what runs here, and what ended or left within `keep`.
+    pub fn remembered(&self, partition: u16, keep: Duration) -> Vec<Remembered> {
+        let mut tables = self.lock();
+        let Tables { held, left } = &mut *tables;
+        let running = held.iter().filter(|(_, entry)| entry.phase == Phase::Running);
+        let running = running.map(|(lease_id, entry)| (*lease_id, entry.remembered()));
+        let left = left.all(Instant::now(), keep).map(|(lease_id, job)| (lease_id, job.clone()));
+        let of_partition = running.chain(left).filter(|(lease_id, _)| lease_id.partition() == partition);
+        of_partition.map(|(_, job)| job).collect()
     }
 
     /// Who is to be told to cancel this job; once.
     pub fn cancel(&self, lease_id: LeaseId) -> Option<Outbox> {
-        let mut entries = self.lock();
-        let entry = entries.get_mut(&lease_id)?;
+        let mut tables = self.lock();
+        let entry = tables.held.get_mut(&lease_id)?;
         (!std::mem::replace(&mut entry.told_to_cancel, true)).then(|| entry.outbox.clone())
     }
 
-    /// The session has ended: forgets its jobs and answers those that were pushed and not accepted.
-    pub fn forget(&self, session: SessionId) -> Vec<Lease> {
-        let mut undelivered = Vec::new();
-        let mut entries = self.lock();
-        entries.retain(|lease_id, entry| {
-            if entry.session == session && entry.phase == Phase::Assigned {
-                undelivered.push(Lease { job_id: entry.job_id, lease_id: *lease_id });
+    /// The session has ended: answers its jobs that were pushed and not accepted. Those that run are remembered for `keep`: the
+    /// runner may come back with them.
+    pub fn forget(&self, session: SessionId, keep: Duration) -> Vec<Lease> {
+        let (mut undelivered, now) = (Vec::new(), Instant::now());
+        let mut tables = self.lock();
+        let Tables { held, left } = &mut *tables;
+        for (lease_id, entry) in held.extract_if(|_, entry| entry.session == session) {
+            match entry.phase {
+                Phase::Assigned => undelivered.push(Lease { job_id: entry.job_id, lease_id }),
+                Phase::Accepted => {}
+                Phase::Running => left.put(now, keep, lease_id, entry.remembered()),
             }
-            entry.session != session
-        });
-        metrics().jobs_held.set(entries.len() as f64);
+        }
+        metrics().jobs_held.set(held.len() as f64);
         undelivered
     }
 
     /// Pushed jobs whose runners have not answered for `timeout`.
     pub fn overdue(&self, timeout: Duration) -> Vec<(Lease, SessionId)> {
-        let entries = self.lock();
+        let tables = self.lock();
         let overdue =
-            entries.iter().filter(|(_, entry)| entry.phase == Phase::Assigned && entry.since.elapsed() >= timeout);
+            tables.held.iter().filter(|(_, entry)| entry.phase == Phase::Assigned && entry.since.elapsed() >= timeout);
         overdue.map(|(lease_id, entry)| (Lease { job_id: entry.job_id, lease_id: *lease_id }, entry.session)).collect()
     }
 
     /// Jobs pushed or accepted that do not run yet.
     pub fn undelivered(&self) -> usize {
-        self.lock().values().filter(|entry| entry.phase != Phase::Running).count()
+        self.lock().held.values().filter(|entry| entry.phase != Phase::Running).count()
     }
 
-    fn insert(&self, lease: Lease, session: SessionId, outbox: Outbox, phase: Phase) {
+    fn insert(&self, lease: Lease, session: SessionId, outbox: Outbox, phase: Phase, record: Record) {
         let Lease { job_id, lease_id } = lease;
-        let entry = Entry { job_id, session, outbox, phase, since: Instant::now(), told_to_cancel: false };
-        let mut entries = self.lock();
-        if entries.get(&lease_id).is_some_and(|held| held.session > session) {
+        let entry = Entry { job_id, session, outbox, phase, since: Instant::now(), told_to_cancel: false, record };
+        let mut tables = self.lock();
+        if tables.held.get(&lease_id).is_some_and(|held| held.session > session) {
             return;
         }
-        entries.insert(lease_id, entry);
-        metrics().jobs_held.set(entries.len() as f64);
+        tables.left.forget(lease_id);
+        tables.held.insert(lease_id, entry);
+        metrics().jobs_held.set(tables.held.len() as f64);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<LeaseId, Entry>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Tables> {
         self.0.lock().expect("nobody panics with it")
+    }
+}
+
+// === impl Tables ===
+
+impl Tables {
+    fn remove(&mut self, lease_id: LeaseId) -> Option<Entry> {
+        let entry = self.held.remove(&lease_id)?;
+        metrics().jobs_held.set(self.held.len() as f64);
+        Some(entry)
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn remembered(&self) -> Remembered {
+        Remembered { job_id: self.job_id, record: self.record.clone(), end: None }
     }
 }
 
@@ -162,14 +219,14 @@ mod tests {
         let held = Held::default();
         let (older, newer) = (SessionId::next(), SessionId::next());
         let lease = Lease { job_id: JobId(1), lease_id: LeaseId::random(0) };
-        held.resume(lease, newer, Outbox::for_tests(newer));
-        held.resume(lease, older, Outbox::for_tests(older));
+        held.resume(lease, newer, Outbox::for_tests(newer), Record::default());
+        held.resume(lease, older, Outbox::for_tests(older), Record::default());
         assert!(held.holds(lease, newer) && !held.holds(lease, older));
-        held.forget(older);
+        held.forget(older, Duration::ZERO);
         assert!(held.holds(lease, newer));
         // On the next session it is that one's.
         let newest = SessionId::next();
-        held.resume(lease, newest, Outbox::for_tests(newest));
+        held.resume(lease, newest, Outbox::for_tests(newest), Record::default());
         assert!(held.holds(lease, newest));
     }
 }

@@ -17,7 +17,7 @@ use super::{BATCH, Pod, ToTake, Undone};
 use crate::clock::jitter;
 use crate::config::Config;
 use crate::job::Lease;
-use crate::redis::{Due, Expired, Over, Partition, RedisError};
+use crate::redis::{Due, Expired, Heartbeat, Over, Partition};
 use crate::runner::Lane;
 use crate::telemetry::labels::{self, GaveBack};
 use crate::telemetry::metrics;
@@ -28,12 +28,11 @@ use watch::Watch;
 const DUE_PAGE: u32 = 512;
 /// How many one look reads at most. What a look does not list is not watched.
 const DUE_MAX: usize = 65_536;
-/// How long mail outlives a pod that nobody buries, all pods being down.
-const MAIL_TTL: Duration = Duration::from_secs(3600);
 
 /// Makes the pod known in partition `number`.
-pub async fn join(pod: &Pod, number: u16) -> Result<(), RedisError> {
-    pod.partitions[usize::from(number)].heartbeat(&pod.name, "0-0", MAIL_TTL).await.map(drop)
+pub async fn join(pod: &Pod, number: u16) -> Result<(), Undone> {
+    let Heartbeat { instance, .. } = pod.until_done("heartbeat", || pod.heartbeat(number, "0-0")).await?;
+    pod.follow_instance(number, &instance).await
 }
 
 /// Looks after partition `number` until the pod has stopped.
@@ -130,9 +129,10 @@ impl Recover {
     /// Says that this pod lives, and buries those that do not.
     async fn heartbeat(&mut self, mail_read: &str) -> Result<(), Undone> {
         let asked = Instant::now();
-        let call = || self.partition().heartbeat(&self.pod.name, mail_read, MAIL_TTL);
-        let (new, pods) = self.pod.until_done("heartbeat", call).await?;
-        if new {
+        let call = || self.pod.heartbeat(self.number, mail_read);
+        let Heartbeat { is_new, pods, instance } = self.pod.until_done("heartbeat", call).await?;
+        self.pod.follow_instance(self.number, &instance).await?;
+        if is_new {
             // Others took it for dead, or Redis lost it: whatever it waited for is forgotten.
             info!(pod = %self.pod.name, partition = self.number, "pod joined");
             let _ = self.take.send(ToTake::Resync).await;

@@ -54,13 +54,18 @@ async fn renew(pod: &Pod, beats: Vec<Spoken<Beat>>) -> Result<(), Undone> {
         answering.push(Answering { session, sequence, gone });
     }
     let (groups, _) = by_partition(pod, leases, |(_, lease)| *lease);
-    for (partition, leases) in groups {
-        let partition = &pod.partitions[usize::from(partition)];
+    for (number, leases) in groups {
+        let partition = &pod.partitions[usize::from(number)];
         for leases in leases.chunks(BATCH) {
             let only: Vec<Lease> = leases.iter().map(|(_, lease)| *lease).collect();
             // Looked up before the call: a start that is recorded after the renewal may be known here before its answer is.
             let starting: Vec<bool> = only.iter().map(|lease| pod.held.is_starting(lease.lease_id)).collect();
-            let renewed = pod.until_done("renew", || partition.renew(&pod.name, pod.config.lease, &only)).await?;
+            let (before, call) = (pod.seen(number), || partition.renew(&pod.name, pod.config.lease, &only));
+            let mut renewed = pod.until_done("renew", call).await?;
+            // Not known here: or has Redis lost it?
+            if renewed.contains(&Renewed::NotYours) && pod.was_lost(number, &before).await? {
+                renewed = pod.until_done("renew", call).await?;
+            }
             for (((beat, lease), renewed), starting) in leases.iter().zip(renewed).zip(starting) {
                 match renewed {
                     Renewed::Running => {}

@@ -10,7 +10,7 @@ use super::{BATCH, Pod, Undone, by_partition, revoked, wire};
 use crate::grpc::{Outbox, Spoken};
 use crate::job::Lease;
 use crate::proto::{self, router_message::Kind};
-use crate::redis::scripts::Outcome;
+use crate::redis::Started;
 use crate::telemetry::metrics;
 
 /// Starts accepted jobs until the pod has stopped.
@@ -36,21 +36,24 @@ pub async fn run(pod: Pod, mut accepted: mpsc::Receiver<Spoken<Lease>>) {
     }
 }
 
-async fn start(pod: &Pod, partition: u16, jobs: Vec<(Lease, Outbox)>) -> Result<(), Undone> {
+async fn start(pod: &Pod, number: u16, jobs: Vec<(Lease, Outbox)>) -> Result<(), Undone> {
     let leases: Vec<_> = jobs.iter().map(|(lease, _)| (lease.job_id, Some(lease.lease_id))).collect();
-    let partition = &pod.partitions[usize::from(partition)];
+    let (partition, before) = (&pod.partitions[usize::from(number)], pod.seen(number));
     let outcomes = pod.until_done("start", || partition.start(pod.config.lease, &leases)).await?;
     for ((lease, outbox), outcome) in jobs.into_iter().zip(outcomes) {
-        if outcome == Outcome::Ok {
-            metrics().jobs_started_total.increment(1);
-            pod.held.started(lease.lease_id);
-            // If the session has just ended, the runner resumes the job as running on its next one.
-            outbox.send(Kind::Start(proto::Start { lease: Some(wire(lease)) }));
-        } else {
-            debug!(job_id = %lease.job_id, lease_id = %lease.lease_id, outcome = outcome.word(), "start refused");
-            pod.held.remove(lease.lease_id);
-            outbox.send(revoked(lease, "gone"));
+        match outcome {
+            Started::Running(record) => {
+                metrics().jobs_started_total.increment(1);
+                pod.held.started(lease.lease_id, record);
+                // If the session has just ended, the runner resumes the job as running on its next one.
+                outbox.send(Kind::Start(proto::Start { lease: Some(wire(lease)) }));
+            }
+            Started::Not(outcome) => {
+                debug!(job_id = %lease.job_id, lease_id = %lease.lease_id, outcome = outcome.word(), "start refused");
+                pod.held.remove(lease.lease_id);
+                outbox.send(revoked(lease, "gone"));
+            }
         }
     }
-    Ok(())
+    pod.tell_if_lost(number, &before).await
 }

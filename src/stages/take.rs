@@ -242,7 +242,7 @@ impl Take {
         self.fleet.close(closed.session);
         let why = closed.why;
         metrics().sessions_closed_total.of(why).increment(1);
-        let undelivered = self.pod.held.forget(closed.session);
+        let undelivered = self.pod.held.forget(closed.session, self.pod.config.lease);
         info!(session = %closed.session, reason = ?why, undelivered = undelivered.len(), "runner disconnected");
         let draining = self.pod.draining.is_cancelled();
         let why = if draining { labels::GaveBack::Drain } else { labels::GaveBack::SessionClosed };

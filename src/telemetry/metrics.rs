@@ -102,6 +102,8 @@ metrics! {
     mass_expiry: Gauge;
     /// Times that another server was found to be the primary, or the same one after a restart: no lease runs out for one lease.
     redis_primary_changes_total: Counter;
+    /// Times that a partition was found to have lost its data. Rails must publish all that has not ended.
+    redis_data_losses_total: Counter;
     /// Events `job.stuck` that this pod wrote: heads of buckets that no online runner could ever take a job of.
     jobs_stuck_total: Counter;
     /// Jobs that only the sweep found a runner for. Must stay 0: each is a lost wake-up.

@@ -61,7 +61,10 @@ async fn apply(world: &World, event: Event, lease: Lease) -> bool {
             let taken = partition.take(&pod, LONG, 0, &[instance_lane()], &offers(1)).await.expect("takes").jobs;
             !taken.is_empty()
         }
-        Event::Start => ok(&partition.start(LONG, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts")),
+        Event::Start => {
+            let started = partition.start(LONG, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts");
+            started[0].outcome() == Outcome::Ok
+        }
         Event::Beat => partition.renew(&pod, LONG, &[lease]).await.expect("renews") != [Renewed::NotYours],
         Event::GiveBack { limit_reached } => {
             let back = Return { lease, reason: "declined", failed_delivery: true };

@@ -15,7 +15,7 @@ use job_router::job::Lease;
 use job_router::redis::Refusal;
 use job_router::redis::scripts::ALL;
 use server::{Saved, Server};
-use situations::{Situation, ends, operators, queues, takes};
+use situations::{Situation, ends, losses, operators, queues, takes};
 use state::State;
 
 /// A call that was made without an error, and once more.
@@ -161,7 +161,7 @@ impl Stage {
 async fn a_script_on_a_full_redis_is_refused_before_it_writes_or_completes() {
     let server = Server::start().await;
     let (mut count, mut scripts) = (Full::default(), BTreeSet::from(["due", "barrier"])); // one writes nothing, the other one key
-    for situation in queues::all().iter().chain(&takes::all()).chain(&ends::all()).chain(&operators::all()) {
+    for situation in &[queues::all(), takes::all(), ends::all(), operators::all(), losses::all()].concat() {
         let stage = Stage::set(&server, situation).await;
         let whole = stage.whole(&server).await;
         scripts.insert(stage.call.script());
@@ -208,4 +208,9 @@ async fn what_starts_ends_and_returns_jobs_is_completed_by_the_same_call() {
 #[tokio::test]
 async fn what_operators_and_clocks_do_is_completed_by_the_same_call() {
     Box::pin(check(operators::all())).await;
+}
+
+#[tokio::test]
+async fn what_a_redis_that_lost_its_data_hears_is_completed_by_the_same_call() {
+    Box::pin(check(losses::all())).await;
 }

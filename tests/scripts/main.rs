@@ -8,6 +8,7 @@ mod model;
 mod moves;
 mod predicate;
 mod protocol;
+mod rebuild;
 mod scores;
 mod simulation;
 

@@ -19,7 +19,7 @@ use job_router::job::{JobId, PendingJob, ProjectId};
 use job_router::pause::{Note, Target};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{
-    HandOver, PrivateRedis, PrivateRedisOptions, Redis, RedisError, RedisSettings, Renewed, Resumed, TakenJob,
+    HandOver, PrivateRedis, PrivateRedisOptions, Redis, RedisError, RedisSettings, Renewed, Resumed, Started, TakenJob,
 };
 use job_router::runner::{Lane, Scope};
 use rand::rngs::StdRng;
@@ -164,6 +164,7 @@ impl Run {
             Op::Start(jobs) => {
                 let answer = partition.start(LONG, jobs).await.expect("starts");
                 let expected: Vec<_> = jobs.iter().map(|(id, lease)| model.start(id.0, *lease)).collect();
+                let answer: Vec<_> = answer.iter().map(Started::outcome).collect();
                 assert_eq!(answer, expected, "{op:?}");
             }
             Op::Renew(pod, leases) => {

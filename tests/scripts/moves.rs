@@ -33,7 +33,7 @@ async fn take_one(world: &World) -> Lease {
 }
 
 async fn start(world: &World, lease: Lease) -> Outcome {
-    world.partition.start(LEASE, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts")[0]
+    world.partition.start(LEASE, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts")[0].outcome()
 }
 
 async fn running(world: &World) -> Lease {
@@ -73,7 +73,7 @@ fn ids(taken: &[TakenJob]) -> Vec<u64> {
 async fn assert_only_records_left(world: &World) {
     let left: Vec<String> = world.snapshot().await.into_keys().collect();
     let stays = |key: &String| {
-        ["pods", "lanes", "capabilities", "scopes", "events", "turn"].contains(&key.as_str())
+        ["instance", "pods", "lanes", "capabilities", "scopes", "events", "turn"].contains(&key.as_str())
             || ["ended:", "took:", "project:", "tenant:", "mail:", "waiting:"]
                 .iter()
                 .any(|prefix| key.starts_with(prefix))

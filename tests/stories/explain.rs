@@ -85,7 +85,10 @@ impl Stage {
                 let keys = Keys::new(&self.installation.config.key_prefix, 1);
                 let ghost = crate::support::name("ghost");
                 let partition = Partition::new(self.installation.redis.clone(), &keys.partition(0));
-                partition.heartbeat(&ghost, "0", Duration::from_secs(60)).await.expect("beats");
+                partition
+                    .heartbeat(&ghost, "0", Duration::from_secs(60), &crate::support::empty())
+                    .await
+                    .expect("beats");
                 let seen = Some(Seen { features: TagSet::default(), free: 1, backing_off: false });
                 let change = Change { runner_id: RunnerId(id), system_id: ghost.clone(), seen };
                 let presence = Presence::new(self.installation.redis.clone(), &keys.runners());
@@ -154,7 +157,7 @@ async fn a_look_at_a_job_behind_a_long_backlog_stays_small_and_says_at_least() {
     let (installation, _server) = Installation::alone().await;
     let partition = Partition::new(installation.redis.clone(), "{look:0}:");
     let pod = crate::support::name("pod");
-    partition.heartbeat(&pod, "0", Duration::from_secs(60)).await.expect("beats");
+    partition.heartbeat(&pod, "0", Duration::from_secs(60), &crate::support::empty()).await.expect("beats");
     for scope in [Scope::Instance, Scope::Group(1), Scope::Project(1)] {
         assert!(!partition.scope(scope, false).await.expect("opens"));
         partition.index(&pod, None).await.expect("indexes");

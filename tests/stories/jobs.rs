@@ -30,7 +30,7 @@ async fn a_published_job_is_pushed_runs_and_is_told_to_rails() {
     for id in 1..=20 {
         assert_eq!(installation.story_of(id).await, ["queued", "assigned", "running", "finished"]);
     }
-    for event in installation.events().await {
+    for event in installation.events().await.iter().filter(|event| event.id.is_some()) {
         assert_eq!(event.attempt, Some(u32::from(event.event_type.to_string() != "job.queued")));
         if event.attempt == Some(1) {
             assert_eq!(event.runner_id.map(|id| id.0), Some(1), "{event:?}");
@@ -228,7 +228,7 @@ async fn ten_thousand_malformed_entries_stop_none_of_a_thousand_good_jobs() {
     installation.until_events("job.finished", 1_000).await;
     let counts = installation.counts().await;
     assert_eq!((counts["message.rejected"], counts["job.finished"], counts["job.queued"]), (10_000, 1_000, 1_000));
-    assert_eq!(counts.len(), 5, "{counts:?}");
+    assert_eq!(counts.len(), 6, "these, what becomes of jobs, and that Redis was empty: {counts:?}");
     runner.stop().await;
     pod.end().await;
 }

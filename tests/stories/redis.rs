@@ -77,6 +77,7 @@ async fn a_slip_in_the_acl_delays_messages_and_costs_none() {
 async fn a_message_that_cannot_be_applied_is_told_to_rails_before_its_entry_goes() {
     let installation = Installation::new().await;
     let pod = installation.pod("a").await;
+    installation.until_events("redis.empty", 1).await;
     let key = |name: &str| Arg::from(format!("{{{}:0}}:{name}", installation.config.key_prefix));
     // Neither the message can be applied, nor can Rails be told.
     for name in ["job:7", "events"] {

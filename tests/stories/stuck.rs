@@ -113,7 +113,7 @@ async fn nothing_is_told_while_a_living_pod_does_not_say_which_runners_it_has() 
     let began = std::time::Instant::now();
     installation.job(1, json!({"tags": ["gpu"]})).await;
     while began.elapsed() < Duration::from_millis(2_000) {
-        old.heartbeat(&name, "0", Duration::from_secs(60)).await.expect("beats");
+        old.heartbeat(&name, "0", Duration::from_secs(60), &crate::support::empty()).await.expect("beats");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(told(&installation).await.len(), 0);

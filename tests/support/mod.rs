@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use job_router::job::{JobId, Name, PendingJob, Priority, ProjectFacts, ProjectId, RunnerId, Tenant};
-use job_router::redis::{Arg, Keys, Offer, Partition, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings, Reply};
+use job_router::redis::{
+    Arg, Empty, Keys, Offer, Partition, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings, Reply,
+};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, TagSet};
 
@@ -48,7 +50,9 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
-        Self::on(Redis::connect(&RedisSettings::new(redis_url())).await.expect("connects"))
+        let world = Self::on(Redis::connect(&RedisSettings::new(redis_url())).await.expect("connects"));
+        world.command("SET", &[&format!("{}instance", world.prefix), "known"]).await;
+        world
     }
 
     /// A world on a Redis of the caller's own.
@@ -69,7 +73,8 @@ impl World {
     }
 
     pub async fn heartbeat(&self, pod: &str) -> Vec<(Name, String)> {
-        self.partition.heartbeat(&name(pod), "0", std::time::Duration::from_secs(60)).await.expect("beats").1
+        let mail_ttl = std::time::Duration::from_secs(60);
+        self.partition.heartbeat(&name(pod), "0", mail_ttl, &empty()).await.expect("beats").pods
     }
 
     pub async fn open(&self, scope: Scope) -> Vec<Lane> {
@@ -105,8 +110,14 @@ impl World {
         self.partition.finish(long, &[report]).await.expect("finishes");
     }
 
-    /// Every key of the partition with its value, as text; hashes and sets sorted.
-    pub async fn snapshot(&self) -> BTreeMap<String, String> {
+    /// All data is lost.
+    pub async fn lose(&self) {
+        for key in self.keys().await {
+            self.command("DEL", &[&key]).await;
+        }
+    }
+
+    async fn keys(&self) -> Vec<String> {
         let pattern = format!("{}*", self.prefix.replace(['[', ']', '*', '?'], "?"));
         let mut keys = Vec::new();
         let mut cursor = "0".to_owned();
@@ -117,11 +128,15 @@ impl World {
             keys.extend(page.into_array().expect("keys").iter().map(|key| key.as_str().expect("text").to_owned()));
             cursor = next.as_str().expect("text").to_owned();
             if cursor == "0" {
-                break;
+                return keys;
             }
         }
+    }
+
+    /// Every key of the partition with its value, as text; hashes and sets sorted.
+    pub async fn snapshot(&self) -> BTreeMap<String, String> {
         let mut snapshot = BTreeMap::new();
-        for key in keys {
+        for key in self.keys().await {
             let kind = self.command("TYPE", &[&key]).await;
             let value = match kind.as_str().expect("a type") {
                 "string" => text(&self.command("GET", &[&key]).await),
@@ -156,6 +171,11 @@ impl World {
         let flat: Vec<String> = reply.into_array().expect("fields").iter().map(text).collect();
         flat.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
     }
+}
+
+/// What becomes of an empty Redis: no runner is left over from before.
+pub fn empty() -> Empty {
+    Empty { name: "new".to_owned(), hold: std::time::Duration::ZERO }
 }
 
 pub fn text(reply: &Reply) -> String {

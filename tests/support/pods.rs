@@ -50,6 +50,7 @@ impl Installation {
             inbox_stream: format!("{instance}:inbox"),
             key_prefix: instance,
             drain_timeout: Duration::from_secs(1), // raw runners stay until they are cut
+            rebuild_hold: Some(Duration::ZERO),    // no runner is left over from before
             ..Config::default()
         };
         let redis = Redis::connect(&RedisSettings::new(redis_url())).await.expect("connects");

@@ -28,7 +28,7 @@ impl PodProcess {
             command.env_remove(name);
         }
         command.args(["serve", "--grpc-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--log-format=json"]);
-        command.args(flags).arg("--end-with-stdin");
+        command.args(flags).args(["--end-with-stdin", "--rebuild-hold=0s"]);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

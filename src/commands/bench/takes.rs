@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use job_router::contract::{Entry, Limits, Message};
 use job_router::job::{JobId, LeaseId, Name, PendingJob, ProjectId, RunnerId, Tenant};
-use job_router::redis::{Offer, Partition, Redis, Report, Taken, scripts};
+use job_router::redis::{Empty, Offer, Partition, Redis, Report, Taken, scripts};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, TagSet};
 
@@ -96,6 +96,8 @@ impl World {
         let partition = Partition::new(rig.redis.clone(), &prefix);
         let pod = Name::new("bench").expect("letters");
         rig.redis.load(&scripts::ALL, &prefix).await?;
+        let empty = Empty { name: "bench".to_owned(), hold: Duration::ZERO };
+        partition.heartbeat(&pod, "0-0", TIMEOUT, &empty).await?;
         partition.scope(Scope::Instance, true).await?;
         let line = r#"{"type":"job.pending","data":{"id":1,"project_id":1,"namespace_ids":[1],"tags":["bench"],"payload":{"n":1}}}"#;
         let entry = Entry::from_line(line).expect("a line in the shape that from_line documents");

@@ -5,7 +5,8 @@ use std::time::Duration;
 use job_router::job::{JobId, Lease, LeaseId, PendingJob, ProjectId, RunnerId, Tenant};
 use job_router::pause::{Note, Target};
 use job_router::redis::{
-    HandOver, LaneOrder, Offer, RedisError, Report, Return, Runners, StuckReason, TakenJob, Terms, Verdict,
+    Empty, HandOver, LaneOrder, Offer, RedisError, Remembered, Report, Return, Runners, StuckReason, TakenJob, Terms,
+    Verdict,
 };
 use job_router::runner::{Lane, RunnerRecord, Scope};
 
@@ -26,6 +27,7 @@ pub enum Call {
     Expire(Vec<(Lease, String)>),
     Bury(&'static str, Option<String>),
     Heartbeat(&'static str, String),
+    Reassert(Vec<Remembered>),
     Scope(Scope),
     Opened(Scope),
     Index(Option<ProjectId>),
@@ -92,7 +94,12 @@ impl Call {
                 return Ok(Answer { parts: each(outcomes).collect(), wakes });
             }
             Self::Bury(pod, heartbeat) => one(partition.bury(&name(pod), heartbeat.as_deref()).await?.is_some()),
-            Self::Heartbeat(pod, mail_read) => one(partition.heartbeat(&name(pod), mail_read, LONG).await?.1.len()),
+            Self::Heartbeat(pod, mail_read) => {
+                let empty = Empty { name: "another".to_owned(), hold: LONG };
+                let heartbeat = partition.heartbeat(&name(pod), mail_read, LONG, &empty).await?;
+                vec![format!("{} pods of {}", heartbeat.pods.len(), heartbeat.instance)]
+            }
+            Self::Reassert(jobs) => each(partition.reassert(pod, LONG, LONG, jobs).await?).collect(),
             Self::Scope(scope) => {
                 if partition.scope(*scope, false).await? {
                     return Ok(Answer { parts: one("was open"), wakes: Vec::new() });
@@ -141,6 +148,7 @@ impl Call {
             Self::Expire(..) => "expire",
             Self::Bury(..) => "bury",
             Self::Heartbeat(..) => "heartbeat",
+            Self::Reassert(..) => "reassert",
             Self::Scope(..) | Self::Opened(..) => "scope",
             Self::Index(..) => "index",
             Self::Sweep(..) => "sweep",

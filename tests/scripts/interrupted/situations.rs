@@ -1,12 +1,9 @@
 //! From where calls are made: worlds in many states, each with a call of which something is special there.
 
-#[path = "situations/ends.rs"]
 pub mod ends;
-#[path = "situations/operators.rs"]
+pub mod losses;
 pub mod operators;
-#[path = "situations/queues.rs"]
 pub mod queues;
-#[path = "situations/takes.rs"]
 pub mod takes;
 
 use std::time::Duration;
@@ -21,6 +18,7 @@ use crate::interrupted::calls::{Call, LONG};
 use crate::support::{World, instance_lane, job, name, of_tenant, offers, tags};
 
 /// A world to be made, and the call that is made in it.
+#[derive(Clone)]
 pub struct Situation {
     pub name: &'static str,
     pub make: for<'a> fn(&'a World) -> BoxFuture<'a, Call>,

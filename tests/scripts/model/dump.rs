@@ -314,7 +314,8 @@ impl Dump {
     }
 
     fn check_no_other_keys(&self, model: &Reference) {
-        const ONE: [&str; 13] = [
+        const ONE: [&str; 14] = [
+            "instance",
             "paused",
             "policy",
             "pause_ends",

@@ -197,7 +197,7 @@ impl Policy for BesideScripts<'_> {
             }
             let start = [(JobId(*job as u64 + 1), Some(self.leases[job]))];
             let started = self.runtime.block_on(self.world.partition.start(LONG, &start)).expect("starts");
-            assert_eq!(started, [Outcome::Ok]);
+            assert_eq!(started[0].outcome(), Outcome::Ok);
         }
         if jobs.len() < slots {
             assert_eq!(self.scan.next(), None, "the scripts leave work");
