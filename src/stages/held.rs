@@ -128,14 +128,13 @@ impl Held {
     }
 
     /// What a Redis that has lost a partition must hear of: what runs here, and what ended or left within `keep`.
-    pub fn remembered(&self, partition: u16, keep: Duration) -> Vec<Remembered> {
+    pub fn remembered(&self, partition: u16, keep: Duration) -> Vec<(LeaseId, Remembered)> {
         let mut tables = self.lock();
         let Tables { held, left } = &mut *tables;
         let running = held.iter().filter(|(_, entry)| entry.phase == Phase::Running);
         let running = running.map(|(lease_id, entry)| (*lease_id, entry.remembered()));
         let left = left.all(Instant::now(), keep).map(|(lease_id, job)| (lease_id, job.clone()));
-        let of_partition = running.chain(left).filter(|(lease_id, _)| lease_id.partition() == partition);
-        of_partition.map(|(_, job)| job).collect()
+        running.chain(left).filter(|(lease_id, _)| lease_id.partition() == partition).collect()
     }
 
     /// Who is to be told to cancel this job; once.

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{BATCH, Pod, Undone};
+use super::{BATCH, Pod, Undone, revoked};
 use crate::config::{GroupLaneOrder, PriorityReach};
+use crate::job::Lease;
 use crate::redis::scripts::Outcome;
-use crate::redis::{Empty, Heartbeat, LaneOrder, RedisError};
+use crate::redis::{Empty, Heartbeat, LaneOrder, RedisError, Remembered};
 use crate::stages::MAIL_TTL;
 use crate::telemetry::metrics;
 
@@ -139,9 +140,17 @@ impl Pod {
         let jobs = self.held.remembered(number, config.lease);
         let mut known_again = 0;
         for batch in jobs.chunks(BATCH) {
-            let call = || partition.reassert(&self.name, config.lease, config.ended_ttl, batch);
+            let told: Vec<Remembered> = batch.iter().map(|(_, job)| job.clone()).collect();
+            let call = || partition.reassert(&self.name, config.lease, config.ended_ttl, &told);
             let outcomes = self.until_done("reassert", call).await?;
-            known_again += outcomes.iter().filter(|outcome| **outcome == Outcome::Ok).count();
+            for ((lease_id, job), outcome) in batch.iter().zip(outcomes) {
+                if outcome == Outcome::Ok {
+                    known_again += 1;
+                } else if let Some(outbox) = self.held.remove(*lease_id) {
+                    // Canceled meanwhile, or another runner's by now.
+                    outbox.send(revoked(Lease { job_id: job.job_id, lease_id: *lease_id }, "gone"));
+                }
+            }
         }
         info!(partition = number, jobs = jobs.len(), known_again, "what runs and what ended here told again");
         Ok(())

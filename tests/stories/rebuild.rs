@@ -222,3 +222,29 @@ async fn with_redis_a_pod_is_lost_too_and_its_jobs_run_again_only_once_they_have
     runner.stop().await;
     a.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_canceled_before_its_pod_says_again_that_it_runs_is_stopped_at_once() {
+    let (mut installation, _server) = lossy().await;
+    installation.config.pod_heartbeat = Duration::from_secs(5); // it learns of it late
+    installation.config.beat_interval = Duration::from_secs(5);
+    installation.config.lease = Duration::from_secs(20);
+    installation.config.rebuild_hold = Some(Duration::ZERO);
+    let pod = installation.pod("a").await;
+    let diary = Diary::default();
+    installation.register(1, json!({})).await;
+    let runner = installation.runner(&pod.url, 1, "s_1", 2, diary.clone());
+    let mut rails = Rails::new(&installation);
+    rails.publish(LONG).await;
+    rails.until("it runs", |_| diary.running() == 1).await;
+    installation.command("FLUSHALL", &[]).await;
+    installation.publish("job.canceled", json!({"id": LONG, "tenant": "ns:1", "reason": "why not"})).await;
+    rails.until("Rails is told that it is canceled", |rails| rails.unended().is_empty()).await;
+    let canceled = Instant::now();
+    rails.until("it is stopped", |_| diary.running() == 0).await;
+    println!("stopped {:?} after Rails was told", canceled.elapsed());
+    let (_, metrics) = pod.admin("/metrics").await;
+    assert!(metrics.contains("job_router_redis_data_losses_total 1"), "{metrics}");
+    runner.stop().await;
+    pod.stop().await;
+}
