@@ -20,13 +20,15 @@ test: redis-server ## Run all tests
 		cargo test --locked; \
 	fi
 
-bench: redis-server ## Measure this build on this machine: all of job-router bench (about 5 minutes)
+bench: redis-server ## Measure this build on this machine: all of job-router bench (about 6 minutes)
 	cargo build --release --locked
 	$(TARGET)/release/job-router bench latency
 	$(TARGET)/release/job-router bench throughput
 	$(TARGET)/release/job-router bench backlog
 	$(TARGET)/release/job-router bench lanes
 	$(TARGET)/release/job-router bench fairness
+	$(TARGET)/release/job-router bench roll
+	$(TARGET)/release/job-router bench reconnect
 
 chaos: redis-server ## Let everything fail at random: make chaos SEED=7 MINUTES=10 TOPOLOGY=sentinel (one, cluster); its last line is JSON
 	@report=$$(mktemp); \

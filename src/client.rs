@@ -107,6 +107,8 @@ pub struct Summary {
     pub fenced: u64,
     /// Outcomes that the router had not acknowledged at the end: it will fail or repeat these jobs.
     pub unacknowledged: u64,
+    /// The longest time between the end of a session and the next one's `Welcome`.
+    pub longest_away: Duration,
 }
 
 /// Why a runner cannot go on. Everything that may pass is retried instead.

@@ -13,6 +13,7 @@ use job_router::telemetry::logging::{self, LogFormat, LoggingError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+mod balancer;
 mod bench;
 mod connection;
 mod demo;

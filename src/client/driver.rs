@@ -47,6 +47,9 @@ pub(super) struct Driver<E> {
     session: Option<Session>,
     opening: Option<Opening>,
     outbox: VecDeque<RunnerMessage>,
+    /// Since when there has been no session, where there was one before.
+    away_since: Option<Instant>,
+    longest_away: Duration,
     backoff: Backoff,
     ticks: Interval,
     shutdown: Shutdown,
@@ -100,6 +103,8 @@ impl<E: Executor> Driver<E> {
             session: None,
             opening: Some(Opening::after(Duration::ZERO)),
             outbox: VecDeque::new(),
+            away_since: None,
+            longest_away: Duration::ZERO,
             backoff: Backoff::default(),
             ticks: ticks(TICK_MAX),
             shutdown,
@@ -119,7 +124,7 @@ impl<E: Executor> Driver<E> {
             self.settle();
         }
         self.close().await;
-        Ok(self.protocol.summary())
+        Ok(Summary { longest_away: self.longest_away, ..self.protocol.summary() })
     }
 
     async fn next_event(&mut self) -> Event {
@@ -178,7 +183,7 @@ impl<E: Executor> Driver<E> {
         for left in (0..BATCH).rev() {
             let ended = match received {
                 Ok(Some(RouterMessage { kind: Some(kind) })) => {
-                    self.protocol.received(kind, now, |assignment| self.jobs.executor().accept(assignment));
+                    self.protocol.received(kind, now, |assignment| self.jobs.accept(assignment));
                     None
                 }
                 // A kind that a newer router knows and we do not.
@@ -236,6 +241,9 @@ impl<E: Executor> Driver<E> {
         if let Some(old) = self.session.take() {
             self.backoff.session_ended(old.since.elapsed());
         }
+        if let Some(since) = self.away_since.take() {
+            self.longest_away = self.longest_away.max(since.elapsed());
+        }
         let lease = Duration::from_millis(session.welcome.lease_ms.into());
         self.ticks = ticks((lease / 32).clamp(Duration::from_millis(5), TICK_MAX));
         tracing::info!(pod = session.welcome.pod, session = session.welcome.session, "session opened");
@@ -246,6 +254,7 @@ impl<E: Executor> Driver<E> {
     fn session_ended(&mut self, failure: &Failure) -> Result<(), ClientError> {
         let Some(session) = self.session.take() else { return Ok(()) };
         self.backoff.session_ended(session.since.elapsed());
+        self.away_since = Some(Instant::now());
         self.protocol.session_lost();
         tracing::info!(pod = session.welcome.pod, session = session.welcome.session, reason = %failure, "session ended");
         match failure {

@@ -1,13 +1,14 @@
 //! The executors at work: one task for each job, none outlives this.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::executor::{Assignment, Executor, JobContext, Outcome};
+use super::executor::{Assignment, Executor, JobContext, Outcome, Reason};
 use crate::job::Lease;
 
 /// The tasks, and how to stop each. Dropping it drops the executors' futures, which stops their jobs.
@@ -37,9 +38,15 @@ impl<E: Executor> Jobs<E> {
         Self { executor: Arc::new(executor), tasks: JoinSet::new(), leases: HashMap::new(), tokens: HashMap::new() }
     }
 
-    /// What runs the jobs.
-    pub(super) fn executor(&self) -> &E {
-        &self.executor
+    /// Whether the executor takes a job. One that panics over it does not: it is this job's affair, not that of all others here.
+    pub(super) fn accept(&self, assignment: &Assignment) -> Result<(), Reason> {
+        catch_unwind(AssertUnwindSafe(|| self.executor.accept(assignment))).unwrap_or_else(|_| {
+            tracing::error!(
+                job_id = assignment.lease.job_id.0,
+                "executor panicked over a job that it was asked to accept"
+            );
+            Err(Reason::UNSUPPORTED)
+        })
     }
 
     /// Runs a job; `kill_wait` after a kill its future is dropped.

@@ -20,7 +20,9 @@ mod fleet;
 mod lanes;
 mod latency;
 pub(super) mod load;
+mod reconnect;
 mod records;
+mod roll;
 mod takes;
 mod throughput;
 
@@ -44,6 +46,8 @@ enum BenchCommand {
     Backlog(backlog::Args),
     Lanes(lanes::Args),
     Fairness(fairness::Args),
+    Roll(roll::Args),
+    Reconnect(reconnect::Args),
 }
 
 /// What all benchmarks understand.
@@ -65,6 +69,8 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         BenchCommand::Backlog(args) => until(stop, Box::pin(backlog::run(args))).await,
         BenchCommand::Lanes(args) => until(stop, Box::pin(lanes::run(args))).await,
         BenchCommand::Fairness(args) => until(stop, Box::pin(fairness::run(args))).await,
+        BenchCommand::Roll(args) => until(stop, Box::pin(roll::run(args))).await,
+        BenchCommand::Reconnect(args) => until(stop, Box::pin(reconnect::run(args))).await,
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use job_router::config::Config;
 use job_router::redis::{PrivateRedis, PrivateRedisOptions, Redis};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -32,12 +32,18 @@ pub(super) const LISTENING: &str = "pod listening";
 const POD_LOG: &str = "warn,job_router::commands=info,job_router::health=off";
 /// How long a pod may drain: at the end of a run its runners are gone, or past help.
 const POD_DRAIN_MAX: &str = "2s";
+/// What makes the scripts of a pod those of another version.
+const SCRIPTS_NOTE: &str = "TEST_SCRIPTS_NOTE";
+/// The most of an answer of an admin server that is read.
+const PAGE_MAX: u64 = 1 << 20;
 /// How long a pod may take to be ready, on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// How often to look whether it is.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long a child may take to end in good order before it is killed.
+/// How long a process whose parent is gone may take to end in good order.
 const END_MAX: Duration = Duration::from_secs(10);
+/// How long a child may take to end in good order before it is killed.
+const CHILD_END_MAX: Duration = Duration::from_secs(20);
 
 /// A Redis to play with, and the configuration that leads to it.
 pub(super) struct Rig {
@@ -57,6 +63,7 @@ pub(super) struct Rig {
 pub(super) struct Pod {
     /// Where runners connect.
     pub(super) grpc_url: String,
+    admin: SocketAddr,
     child: Child,
     log: JoinHandle<()>,
 }
@@ -135,13 +142,7 @@ impl Rig {
 
     /// Starts a pod and waits until it is ready.
     pub(super) async fn pod(&self, number: usize) -> anyhow::Result<Pod> {
-        let mut args = vec!["serve".to_owned()];
-        args.extend(self.args.flags());
-        args.extend(["--grpc-listen=127.0.0.1:0".to_owned(), "--admin-listen=127.0.0.1:0".to_owned()]);
-        args.extend([format!("--pod-id=pod-{number}"), "--log-format=json".to_owned(), format!("--log={POD_LOG}")]);
-        // Its Redis is new, and no runner is left over from before.
-        args.extend([format!("--drain-timeout={POD_DRAIN_MAX}"), "--rebuild-hold=0s".to_owned()]);
-        Pod::start(format!("pod-{number}"), &args).await
+        Pod::start(&self.args.flags(), number, POD_DRAIN_MAX, None).await
     }
 
     /// Registers a runner, with a token in a file.
@@ -181,8 +182,23 @@ impl Rig {
 // === impl Pod ===
 
 impl Pod {
-    async fn start(name: String, args: &[String]) -> anyhow::Result<Self> {
-        let mut child = Child::spawn(&name, args, true)?;
+    /// Starts one with these flags of Redis that may take so long to drain, with scripts of another version if there is a
+    /// `note` on them; waits until it is ready.
+    pub(super) async fn start(
+        redis: &[String],
+        number: usize,
+        drain: &str,
+        note: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let name = format!("pod-{number}");
+        let mut args = vec!["serve".to_owned()];
+        args.extend_from_slice(redis);
+        args.extend(["--grpc-listen=127.0.0.1:0".to_owned(), "--admin-listen=127.0.0.1:0".to_owned()]);
+        args.extend([format!("--pod-id={name}"), "--log-format=json".to_owned(), format!("--log={POD_LOG}")]);
+        // Its Redis is new, and no runner is left over from before.
+        args.extend([format!("--drain-timeout={drain}"), "--rebuild-hold=0s".to_owned()]);
+        let variables: Vec<_> = note.map(|note| (SCRIPTS_NOTE, note)).into_iter().collect();
+        let mut child = Child::spawn_with(&name, &args, &variables, true)?;
         let stderr = child.process.stderr.take().expect("it is piped");
         let mut lines = BufReader::new(stderr).lines();
         let deadline = Instant::now() + READY_MAX;
@@ -199,7 +215,25 @@ impl Pod {
             }
             sleep(LOOK_EVERY).await;
         }
-        Ok(Self { grpc_url: format!("http://{grpc}"), child, log })
+        Ok(Self { grpc_url: format!("http://{grpc}"), admin, child, log })
+    }
+
+    /// How many runners are connected to it.
+    pub(super) async fn sessions(&self) -> anyhow::Result<usize> {
+        let page = timeout(READY_MAX, get(self.admin, "/metrics")).await.context("no metrics in time")??;
+        let line = page.lines().find_map(|line| line.strip_prefix("job_router_sessions "));
+        line.and_then(|number| number.parse().ok()).context("metrics are of another version")
+    }
+
+    /// Sends it a signal, and waits until it has ended. An error if a SIGTERM does not end it well.
+    pub(super) async fn signal(mut self, signal: Signal) -> anyhow::Result<()> {
+        let pid =
+            self.pid().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).context("a pod has ended by itself")?;
+        kill_process(pid, signal)?;
+        let status = self.child.process.wait().await?;
+        self.log.await?;
+        anyhow::ensure!(signal == Signal::KILL || status.success(), "a pod ended with {status}");
+        Ok(())
     }
 
     /// Its process.
@@ -243,14 +277,18 @@ async fn forward(name: String, mut lines: tokio::io::Lines<BufReader<ChildStderr
 
 /// Whether `/readyz` says yes.
 async fn is_ready(admin: SocketAddr) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect(admin).await?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
-        let mut answer = Vec::new();
-        stream.take(256).read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
-    };
-    matches!(timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+    let answer = timeout(Duration::from_secs(1), get(admin, "/readyz")).await;
+    matches!(answer, Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200"))
+}
+
+/// What the admin server answers, with its head.
+async fn get(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(admin).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.take(PAGE_MAX).read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 // === impl Child ===
@@ -258,6 +296,10 @@ async fn is_ready(admin: SocketAddr) -> bool {
 impl Child {
     /// Starts this executable with these arguments. Its stderr is ours, or piped.
     pub(super) fn spawn(name: &str, args: &[String], pipe_stderr: bool) -> anyhow::Result<Self> {
+        Self::spawn_with(name, args, &[], pipe_stderr)
+    }
+
+    fn spawn_with(name: &str, args: &[String], variables: &[(&str, &str)], pipe_stderr: bool) -> anyhow::Result<Self> {
         let executable = std::env::current_exe().context("cannot find this executable")?;
         let mut command = Command::new(executable);
         for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("JOB_ROUTER_")) {
@@ -265,6 +307,7 @@ impl Child {
         }
         command
             .args(args)
+            .envs(variables.iter().copied())
             .arg("--end-with-stdin")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -293,9 +336,9 @@ impl Child {
     /// Ends it in good order, by force if it takes too long. An error if it does not end well.
     pub(super) async fn end(mut self) -> anyhow::Result<()> {
         drop(self.stdin.take());
-        let Ok(status) = timeout(END_MAX, self.process.wait()).await else {
+        let Ok(status) = timeout(CHILD_END_MAX, self.process.wait()).await else {
             self.process.kill().await?;
-            bail!("{} did not end within {END_MAX:?}", self.name);
+            bail!("{} did not end within {CHILD_END_MAX:?}", self.name);
         };
         let status = status?;
         if !status.success() {

@@ -208,7 +208,7 @@ pub struct Seen {
     /// Its free slots.
     #[serde(default)]
     pub free: u32,
-    /// It declined a job, or did not accept it in time, and is left alone for a moment.
+    /// It declined a job, did not accept it in time, or went away with it, and is left alone for a moment.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub backing_off: bool,
 }

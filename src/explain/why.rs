@@ -146,7 +146,10 @@ pub(super) fn waiting(
         let n = with(RunnerReason::BackingOff).count() as u64;
         let named = runners_named(n, &few(&mut with(RunnerReason::BackingOff)));
         let have = if n == 1 { "has a free slot, but" } else { "have free slots, but" };
-        (Reason::BackingOff, format!("{named} {have} declined a job a moment ago or did not accept it in time"))
+        (
+            Reason::BackingOff,
+            format!("{named} {have} declined a job a moment ago, did not accept it in time, or went away with it"),
+        )
     } else {
         let n = usable.len() as u64;
         let mut all = usable.iter().map(|one| one.runner.record.id);

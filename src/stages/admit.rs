@@ -77,7 +77,7 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
     info!(runner_id = record.id, system_id = %hello.system_id, version = %hello.version, slots = hello.slots,
         resumed = resumed.len(), session = %session, "runner connected");
     metrics().sessions_opened_total.increment(1);
-    let runner_id = record.runner_id();
+    let (runner_id, found) = (record.runner_id(), record.clone());
     for job in &resumed {
         pod.held.resume(job.lease, session, outbox.clone(), job.record.clone());
     }
@@ -106,8 +106,11 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
     if !answer.welcome(welcome) {
         let _ = closed.send(Closed { session, why: SessionClosed::Lost }); // it left before, and told so too early
     }
-    // A change between the look-up and now found no session to change.
-    if let Ok(now) = pod.runners.get(runner_id).await {
+    // A change between the look-up and now found no session to change. One that there was not is not told: each is looked for
+    // among all sessions, and a fleet comes back at once.
+    if let Ok(now) = pod.runners.get(runner_id).await
+        && now.as_ref() != Some(&found)
+    {
         let _ = take.send(ToTake::Changed(runner_id, now.map(Box::new))).await;
     }
 }

@@ -59,9 +59,9 @@ async fn finish(
             // It ended what it was not told to start: nobody ran it as far as the record goes.
             let _ = give_back.send(GiveBack { lease, why: GaveBack::Declined, back_off: Some(session) }).await;
         } else if outcome == Outcome::Ok {
-            pod.held.ended(lease.lease_id, report_of(&report), pod.config.lease);
+            pod.held.ended(lease, report_of(&report), pod.config.lease);
         } else {
-            pod.held.remove(lease.lease_id);
+            pod.held.remove(lease);
         }
         if outcome == Outcome::Ok {
             metrics().jobs_ended_total.of(label(report.status)).increment(1);

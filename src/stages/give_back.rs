@@ -82,7 +82,7 @@ async fn give_back(pod: &Pod, number: u16, backs: &[GiveBack], take: &mpsc::Send
         if outcome == Outcome::Refused {
             continue; // it started meanwhile: it is where it should be
         }
-        if let Some(outbox) = pod.held.remove(back.lease.lease_id) {
+        if let Some(outbox) = pod.held.remove(back.lease) {
             outbox.send(revoked(back.lease, back.why.as_str()));
         }
         if outcome == Outcome::Ok {

@@ -110,20 +110,20 @@ impl Held {
         self.lock().held.get(&lease_id).is_some_and(|entry| entry.phase != Phase::Running)
     }
 
-    /// The job is not held any more; answers who held it.
-    pub fn remove(&self, lease_id: LeaseId) -> Option<Outbox> {
+    /// The job is not held any more; answers who held it. Nobody held it under the lease of another job.
+    pub fn remove(&self, lease: Lease) -> Option<Outbox> {
         let mut tables = self.lock();
-        tables.left.forget(lease_id);
-        Some(tables.remove(lease_id)?.outbox)
+        tables.left.forget(lease);
+        Some(tables.remove(lease)?.outbox)
     }
 
     /// The end of the job is recorded. It is remembered for `keep`.
-    pub fn ended(&self, lease_id: LeaseId, end: Report, keep: Duration) {
+    pub fn ended(&self, lease: Lease, end: Report, keep: Duration) {
         let mut tables = self.lock();
-        let Some(Entry { job_id, record, .. }) = tables.remove(lease_id) else { return };
+        let Some(Entry { job_id, record, .. }) = tables.remove(lease) else { return };
         if record != Record::default() {
             let job = Remembered { job_id, record, end: Some(end.into()) };
-            tables.left.put(Instant::now(), keep, lease_id, job);
+            tables.left.put(Instant::now(), keep, lease.lease_id, job);
         }
     }
 
@@ -181,7 +181,7 @@ impl Held {
         if tables.held.get(&lease_id).is_some_and(|held| held.session > session) {
             return;
         }
-        tables.left.forget(lease_id);
+        tables.left.forget(lease);
         tables.held.insert(lease_id, entry);
         metrics().jobs_held.set(tables.held.len() as f64);
     }
@@ -194,8 +194,9 @@ impl Held {
 // === impl Tables ===
 
 impl Tables {
-    fn remove(&mut self, lease_id: LeaseId) -> Option<Entry> {
-        let entry = self.held.remove(&lease_id)?;
+    fn remove(&mut self, lease: Lease) -> Option<Entry> {
+        self.held.get(&lease.lease_id).filter(|entry| entry.job_id == lease.job_id)?;
+        let entry = self.held.remove(&lease.lease_id)?;
         metrics().jobs_held.set(self.held.len() as f64);
         Some(entry)
     }
@@ -227,5 +228,15 @@ mod tests {
         let newest = SessionId::next();
         held.resume(lease, newest, Outbox::for_tests(newest), Record::default());
         assert!(held.holds(lease, newest));
+    }
+
+    #[test]
+    fn what_is_said_of_another_job_under_a_lease_removes_nothing() {
+        let (held, session) = (Held::default(), SessionId::next());
+        let lease = Lease { job_id: JobId(1), lease_id: LeaseId::random(0) };
+        held.assign(lease, session, Outbox::for_tests(session));
+        assert!(held.remove(Lease { job_id: JobId(2), ..lease }).is_none());
+        assert!(held.holds(lease, session));
+        assert!(held.remove(lease).is_some() && !held.holds(lease, session));
     }
 }

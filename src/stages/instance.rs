@@ -146,9 +146,11 @@ impl Pod {
             for ((lease_id, job), outcome) in batch.iter().zip(outcomes) {
                 if outcome == Outcome::Ok {
                     known_again += 1;
-                } else if let Some(outbox) = self.held.remove(*lease_id) {
-                    // Canceled meanwhile, or another runner's by now.
-                    outbox.send(revoked(Lease { job_id: job.job_id, lease_id: *lease_id }, "gone"));
+                    continue;
+                }
+                let lease = Lease { job_id: job.job_id, lease_id: *lease_id };
+                if let Some(outbox) = self.held.remove(lease) {
+                    outbox.send(revoked(lease, "gone")); // canceled meanwhile, or another runner's by now
                 }
             }
         }

@@ -58,7 +58,7 @@ async fn deal_with(pod: &Pod, number: u16, letter: Mail, take: &mpsc::Sender<ToT
         }
         Mail::Cancel { lease, grace, reason } => cancel(pod, lease, grace, reason),
         Mail::Revoke { lease, reason } => {
-            if let Some(outbox) = pod.held.remove(lease.lease_id) {
+            if let Some(outbox) = pod.held.remove(lease) {
                 outbox.send(revoked(lease, &reason));
             }
         }

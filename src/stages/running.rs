@@ -73,7 +73,7 @@ async fn renew(pod: &Pod, beats: Vec<Spoken<Beat>>) -> Result<(), Undone> {
                     // Accepted and not yet recorded as started is not gone: the start stage will say.
                     Renewed::NotYours if starting => {}
                     Renewed::NotYours => {
-                        pod.held.remove(lease.lease_id);
+                        pod.held.remove(*lease);
                         answering[*beat].gone.push(*lease);
                     }
                 }

@@ -50,7 +50,7 @@ async fn start(pod: &Pod, number: u16, jobs: Vec<(Lease, Outbox)>) -> Result<(),
             }
             Started::Not(outcome) => {
                 debug!(job_id = %lease.job_id, lease_id = %lease.lease_id, outcome = outcome.word(), "start refused");
-                pod.held.remove(lease.lease_id);
+                pod.held.remove(lease);
                 outbox.send(revoked(lease, "gone"));
             }
         }

@@ -164,7 +164,7 @@ impl Take {
             ToTake::Opened(opened) => self.opened(*opened),
             ToTake::Changed(id, record) => self.changed(id, record.as_deref()),
             ToTake::BackOff(session) => {
-                let until = Instant::now() + jitter(self.pod.config.decline_backoff, 0.2);
+                let until = self.alone_until();
                 self.fleet.back_off(session, until);
             }
             ToTake::Wake(partition, lanes) => self.wake(partition, &lanes),
@@ -239,12 +239,16 @@ impl Take {
         if !self.pod.sessions.remove(closed.session) {
             return;
         }
-        self.fleet.close(closed.session);
+        let manager = self.fleet.close(closed.session);
         let why = closed.why;
         metrics().sessions_closed_total.of(why).increment(1);
         let undelivered = self.pod.held.forget(closed.session, self.pod.config.lease);
         info!(session = %closed.session, reason = ?why, undelivered = undelivered.len(), "runner disconnected");
         let draining = self.pod.draining.is_cancelled();
+        if let Some(manager) = manager.filter(|_| !draining && !undelivered.is_empty()) {
+            let until = self.alone_until();
+            self.fleet.back_off_manager(manager, until);
+        }
         let why = if draining { labels::GaveBack::Drain } else { labels::GaveBack::SessionClosed };
         self.returns.extend(undelivered.into_iter().map(|lease| GiveBack { lease, why, back_off: None }));
     }
@@ -259,7 +263,13 @@ impl Take {
         }
     }
 
+    /// Until when to leave somebody alone from now on.
+    fn alone_until(&self) -> Instant {
+        Instant::now() + jitter(self.pod.config.decline_backoff, 0.2)
+    }
+
     fn look(&mut self) {
+        self.fleet.forget_deserters(Instant::now());
         metrics().slots_free.set(self.fleet.free() as f64);
         self.remind_scopes();
         // While nobody takes the last word it is kept, and said in one with the next.

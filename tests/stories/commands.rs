@@ -339,7 +339,7 @@ fn what_cannot_be_reached_ends_with_1_and_says_what() {
 
 #[test]
 fn every_subcommand_teaches_with_an_example() {
-    let commands: [&[&str]; 19] = [
+    let commands: [&[&str]; 21] = [
         &[],
         &["serve"],
         &["dev"],
@@ -359,6 +359,8 @@ fn every_subcommand_teaches_with_an_example() {
         &["bench", "backlog"],
         &["bench", "lanes"],
         &["bench", "fairness"],
+        &["bench", "roll"],
+        &["bench", "reconnect"],
     ];
     for args in commands {
         let output = command(&[args, &["--help"]].concat()).output().unwrap();

@@ -16,6 +16,8 @@ mod processes;
 mod rebuild;
 mod redis;
 mod replicas;
+mod roll;
+mod runner_faults;
 mod simulate;
 mod stuck;
 mod sweep;

@@ -63,6 +63,10 @@ impl PodProcess {
         format!("http://{}", self.address)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         send(&self.child, signal);
     }

@@ -300,7 +300,7 @@ impl Args {
     async fn fleet(&self) -> anyhow::Result<Fleet> {
         let rig = Rig::start(self.common.redis_url.as_deref(), false).await?;
         let job_time = Duration::from_millis(self.job_ms);
-        Fleet::start(rig, Size { pods: 1, runners: RUNNERS as usize, slots: self.slots, job_time }).await
+        Fleet::start(rig, Size { pods: 1, runners: RUNNERS as usize, managers: 1, slots: self.slots, job_time }).await
     }
 
     /// How long so many jobs take if no slot is ever free.

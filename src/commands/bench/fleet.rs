@@ -20,6 +20,8 @@ use crate::commands::runner_add::{self, RunnerArgs};
 const TAG: &str = "bench";
 /// The first id of the jobs that prove that a runner is connected; measured jobs count up from 1.
 const PROBE_ID: u64 = 1 << 40;
+/// How long thousands of managers may take to connect.
+const ALL_CONNECT_MAX: Duration = Duration::from_secs(60);
 /// How long a runner may take to run its first job.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
 /// Nothing has ended for so long: nothing more will. Longer than it takes to give a job back from a lost runner.
@@ -38,6 +40,7 @@ struct Runner {
     child: Child,
     received: PathBuf,
     started: PathBuf,
+    away: PathBuf,
 }
 
 /// How many of each there are.
@@ -45,7 +48,9 @@ struct Runner {
 pub(super) struct Size {
     pub(super) pods: usize,
     pub(super) runners: usize,
-    /// Of each runner.
+    /// Of each runner, in one process and with one token.
+    pub(super) managers: usize,
+    /// Of each manager.
     pub(super) slots: u32,
     /// How long a job lasts.
     pub(super) job_time: Duration,
@@ -88,10 +93,15 @@ impl Fleet {
         for number in 0..size.pods {
             pods.push(rig.pod(number).await?);
         }
+        let urls: Vec<_> = pods.iter().map(|pod| pod.grpc_url.clone()).collect();
+        Self::connect(rig, pods, &urls, size).await
+    }
+
+    /// With runners that connect to these URLs, in turn: of these pods, or of what leads to others.
+    pub(super) async fn connect(rig: Rig, pods: Vec<Pod>, urls: &[String], size: Size) -> anyhow::Result<Self> {
         let mut runners = Vec::new();
         for number in 0..size.runners {
-            let pod = &pods[number % pods.len()];
-            runners.push(Runner::start(&rig, pod, number, size).await?);
+            runners.push(Runner::start(&rig, &urls[number % urls.len()], number, size).await?);
         }
         let mut ledger = Ledger::new(rig.redis.clone(), rig.events());
         timeout(CONNECT_MAX, probe(&rig, &mut ledger, size.runners))
@@ -190,11 +200,19 @@ impl Fleet {
         self.ledger.life(id)
     }
 
-    /// Ends all of it: runners first, as their pods must hear them out.
-    pub(super) async fn end(self) -> anyhow::Result<()> {
-        for runner in self.runners {
+    /// Ends the runners, whose pods must hear them out. The longest time that a manager was without a session.
+    pub(super) async fn end_runners(&mut self) -> anyhow::Result<Duration> {
+        let mut longest_ns = 0;
+        for runner in self.runners.drain(..) {
             runner.child.end().await?;
+            longest_ns = records::read(&runner.away)?.iter().map(|(_, ns)| *ns).fold(longest_ns, u64::max);
         }
+        Ok(Duration::from_nanos(longest_ns))
+    }
+
+    /// Ends all of it: runners first.
+    pub(super) async fn end(mut self) -> anyhow::Result<()> {
+        self.end_runners().await?;
         for pod in self.pods {
             pod.end().await?;
         }
@@ -225,6 +243,23 @@ async fn probe(rig: &Rig, ledger: &mut Ledger, runners: usize) -> anyhow::Result
     Ok(())
 }
 
+/// Waits until these pods have so many sessions together.
+pub(super) async fn until_connected(pods: &[Pod], managers: usize) -> anyhow::Result<()> {
+    let connected = async {
+        loop {
+            let mut sessions = 0;
+            for pod in pods {
+                sessions += pod.sessions().await?;
+            }
+            if sessions >= managers {
+                return anyhow::Ok(());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(ALL_CONNECT_MAX, connected).await.context("not all managers are connected")?
+}
+
 fn own_tag(number: usize) -> String {
     format!("{TAG}-{number}")
 }
@@ -232,24 +267,26 @@ fn own_tag(number: usize) -> String {
 // === impl Runner ===
 
 impl Runner {
-    async fn start(rig: &Rig, pod: &Pod, number: usize, size: Size) -> anyhow::Result<Self> {
+    async fn start(rig: &Rig, url: &str, number: usize, size: Size) -> anyhow::Result<Self> {
         let registered = rig.register(1 + number as u64, &RunnerArgs::with_tags(&[TAG, &own_tag(number)])).await?;
-        let [received, started] =
-            ["received", "started"].map(|what| rig.scratch.path().join(format!("{what}-{number}")));
+        let [received, started, away] =
+            ["received", "started", "away"].map(|what| rig.scratch.path().join(format!("{what}-{number}")));
         let args = [
             "bench-load".to_owned(),
             "run".to_owned(),
-            format!("--url={}", pod.grpc_url),
+            format!("--url={url}"),
             format!("--token-file={}", registered.token_file.display()),
             format!("--name=runner-{number}"),
+            format!("--managers={}", size.managers),
             format!("--slots={}", size.slots),
             format!("--job-us={}", size.job_time.as_micros()),
             format!("--received={}", received.display()),
             format!("--started={}", started.display()),
+            format!("--away={}", away.display()),
         ];
         let mut child = Child::spawn(&format!("runner {}", registered.id), &args, false)?;
         ensure!(child.line().await? == "ready", "a runner is out of step");
-        Ok(Self { child, received, started })
+        Ok(Self { child, received, started, away })
     }
 }
 

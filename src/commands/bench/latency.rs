@@ -60,8 +60,11 @@ struct Measured {
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     args.common.say("starting redis, pods and runners");
     let rig = Rig::start(args.common.redis_url.as_deref(), false).await?;
-    let mut fleet =
-        Fleet::start(rig, Size { pods: args.pods.into(), runners: 2, slots: 50, job_time: Duration::ZERO }).await?;
+    let mut fleet = Fleet::start(
+        rig,
+        Size { pods: args.pods.into(), runners: 2, managers: 1, slots: 50, job_time: Duration::ZERO },
+    )
+    .await?;
     let hop_stream = format!("{}:{HOP_STREAM}", fleet.rig.config.key_prefix);
     let hop_records = fleet.rig.scratch.path().join("hop");
     let mut hop_args = vec!["bench-load".to_owned(), "hop".to_owned(), format!("--stream={hop_stream}")];

@@ -17,6 +17,7 @@ use job_router::redis::{Arg, BLOCK_MAX, ReadFrom};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::records::{self, now_ns};
@@ -25,8 +26,10 @@ use crate::commands::output;
 
 /// Entries on their way at once.
 const IN_FLIGHT_MAX: usize = 512;
-/// How long a runner may take to end; less than its parent waits.
-const END_MAX: Duration = Duration::from_secs(5);
+/// A job of which a grain of 1 ms is little; very many of them may run at once.
+const LONG: Duration = Duration::from_millis(100);
+/// How long a runner may take to end, with thousands of managers perhaps; less than its parent waits.
+const END_MAX: Duration = Duration::from_secs(15);
 /// The line that begins the publishing.
 pub(super) const GO: &str = "go";
 /// The line that asks for the records.
@@ -95,6 +98,10 @@ struct RunArgs {
     token_file: PathBuf,
     #[arg(long)]
     name: Name,
+    /// How many managers the runner has, all in this process.
+    #[arg(long, default_value_t = 1)]
+    managers: u64,
+    /// Of each manager.
     #[arg(long)]
     slots: u32,
     /// How long a job lasts.
@@ -104,6 +111,9 @@ struct RunArgs {
     received: PathBuf,
     #[arg(long)]
     started: PathBuf,
+    /// For each manager's longest time without a session.
+    #[arg(long)]
+    away: PathBuf,
 }
 
 /// The lines of the parent; closed when it is gone.
@@ -126,6 +136,7 @@ struct Sent {
 }
 
 /// Ends every job after its time, and notes what it saw.
+#[derive(Clone)]
 struct Noting {
     notes: Arc<Notes>,
     job_time: Duration,
@@ -239,17 +250,22 @@ fn data_payload(data: &[u8]) -> anyhow::Result<&[u8]> {
 
 async fn run_jobs(args: RunArgs) -> anyhow::Result<()> {
     let token = tokio::fs::read_to_string(&args.token_file).await.context("cannot read the token")?;
-    let options = Options::new(args.url, token.into(), args.name, args.slots);
     let shutdown = Shutdown::default();
     let notes = Arc::new(Notes::default());
     let executor = Noting { notes: Arc::clone(&notes), job_time: Duration::from_micros(args.job_us) };
-    let mut runner = tokio::spawn(client::run(options, executor, shutdown.clone()));
+    let mut managers = JoinSet::new();
+    for number in 0..args.managers {
+        let name = Name::new(&format!("{}-{number}", args.name))?;
+        let options = Options::new(args.url.clone(), token.clone().into(), name, args.slots);
+        let manager = client::run(options, executor.clone(), shutdown.clone());
+        managers.spawn(async move { (number, manager.await) });
+    }
     output::line("ready")?;
     let mut orders = orders();
     loop {
         let asked = tokio::select! {
             asked = told(&mut orders, REPORT) => asked?,
-            ended = &mut runner => anyhow::bail!("the runner ended: {:?}", ended?),
+            Some(ended) = managers.join_next() => anyhow::bail!("a manager ended: {:?}", ended?),
         };
         if !asked {
             break;
@@ -260,8 +276,12 @@ async fn run_jobs(args: RunArgs) -> anyhow::Result<()> {
     }
     shutdown.stop.cancel();
     // Where the pod is gone too, the runner would repeat its outcomes for long.
-    timeout(END_MAX, runner).await.context("the runner did not end")???;
-    Ok(())
+    let ended = timeout(END_MAX, managers.join_all()).await.context("the runner did not end")?;
+    let mut away = Vec::new();
+    for (number, summary) in ended {
+        away.push((number, summary?.longest_away.as_nanos() as u64));
+    }
+    records::write(&args.away, &away)
 }
 
 /// Waits on this thread for as long as a job lasts, to about 0.1 ms.
@@ -340,7 +360,9 @@ impl Executor for Noting {
     async fn run(&self, job: JobContext) -> Outcome {
         match Self::note(&self.notes.started, &job.assignment) {
             Ok(()) => {
-                if !self.job_time.is_zero() {
+                if self.job_time >= LONG {
+                    tokio::time::sleep(self.job_time).await;
+                } else if !self.job_time.is_zero() {
                     // In a thread of its own: tokio's timer has a grain of 1 ms, which is much of a short job.
                     let job_time = self.job_time;
                     tokio::task::spawn_blocking(move || last(job_time)).await.expect("it does not panic");

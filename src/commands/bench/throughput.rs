@@ -75,8 +75,13 @@ struct Measured {
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     args.common.say("starting redis, pods and runners");
     let rig = Rig::start(args.common.redis_url.as_deref(), args.append_only).await?;
-    let size =
-        Size { pods: args.pods.into(), runners: args.runners.into(), slots: args.slots, job_time: Duration::ZERO };
+    let size = Size {
+        pods: args.pods.into(),
+        runners: args.runners.into(),
+        managers: 1,
+        slots: args.slots,
+        job_time: Duration::ZERO,
+    };
     let mut fleet = Fleet::start(rig, size).await?;
     let jobs = Jobs {
         first_id: 1,

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::job::LeaseId;
+use crate::job::{Lease, LeaseId};
 use crate::redis::Remembered;
 
 /// How many are remembered at most, some 20 MB: what a pod ends in a lease at a thousand jobs a second.
@@ -31,8 +31,10 @@ impl Left {
     }
 
     /// It is nobody's any more.
-    pub(super) fn forget(&mut self, lease_id: LeaseId) {
-        self.jobs.remove(&lease_id);
+    pub(super) fn forget(&mut self, lease: Lease) {
+        if self.jobs.get(&lease.lease_id).is_some_and(|(_, job)| job.job_id == lease.job_id) {
+            self.jobs.remove(&lease.lease_id);
+        }
     }
 
     /// Those of the last `keep`.
@@ -79,7 +81,7 @@ mod tests {
         for (nth, lease_id) in leases.iter().enumerate() {
             left.put(start + Duration::from_secs(nth as u64), KEEP, *lease_id, job(nth as u64));
         }
-        left.forget(leases[1]);
+        left.forget(Lease { job_id: JobId(1), lease_id: leases[1] });
         left.put(start + Duration::from_secs(30), KEEP, leases[0], job(10));
         assert_eq!(ids(&mut left, start + KEEP), [2, 10]);
         assert_eq!(ids(&mut left, start + Duration::from_secs(89)), [10]);

@@ -1,5 +1,6 @@
 //! The sessions of this pod by class, and their free slots.
 
+mod back_off;
 mod class;
 mod member;
 mod presence;
@@ -35,6 +36,8 @@ pub(super) struct Fleet {
     order: Vec<ClassId>,
     /// Sessions that are left alone, and until when.
     backing_off: BTreeSet<(Instant, SessionId)>,
+    /// Managers that went away with jobs they had not answered for, and until when they are left alone.
+    deserters: HashMap<Manager, Instant>,
     /// What sessions said of their slots before they were known here.
     early: HashMap<SessionId, Slots>,
     /// What is to be told of them to those who explain.
@@ -73,6 +76,7 @@ impl Fleet {
         if let Some(slots) = self.early.remove(&session) {
             self.set_slots(session, slots);
         }
+        self.remember_back_off(&manager, session);
         // Of two, the one that said Hello first goes, also where it was let in last.
         let other = self.managers.get(&manager).copied();
         let newer = other.map_or(session, |other| other.max(session));
@@ -88,18 +92,20 @@ impl Fleet {
         (scopes, replaced)
     }
 
-    pub(super) fn close(&mut self, session: SessionId) {
+    /// A session has ended; answers whose it was.
+    pub(super) fn close(&mut self, session: SessionId) -> Option<Manager> {
         self.early.remove(&session);
-        let Some(member) = self.sessions.remove(&session) else { return };
+        let member = self.sessions.remove(&session)?;
         self.leave(member.class, session, member.ranked);
         let manager = (member.record.runner_id(), member.system_id);
         if self.managers.get(&manager) == Some(&session) {
             self.managers.remove(&manager);
-            self.touched.leaves(manager);
+            self.touched.leaves(manager.clone());
         }
+        Some(manager)
     }
 
-    /// A runner's record has changed. Answers scopes its sessions have now, and the outboxes of those that must go.
+    /// A runner's record may have changed. Answers scopes its sessions have now if it has, and the outboxes of those that must go.
     pub(super) fn change(
         &mut self,
         id: RunnerId,
@@ -107,7 +113,8 @@ impl Fleet {
         lanes: &[Lanes],
     ) -> (Vec<Scope>, Vec<Outbox>) {
         let (mut scopes, mut gone) = (Vec::new(), Vec::new());
-        let members = self.sessions.iter().filter(|(_, member)| member.record.runner_id() == id);
+        let is_other = |member: &Member| member.record.runner_id() == id && record != Some(&member.record);
+        let members = self.sessions.iter().filter(|(_, member)| is_other(member));
         let sessions: Vec<SessionId> = members.map(|(session, _)| *session).collect();
         for session in sessions {
             let member = &self.sessions[&session];
@@ -140,30 +147,6 @@ impl Fleet {
         } else {
             self.early.insert(session, slots);
         }
-    }
-
-    pub(super) fn back_off(&mut self, session: SessionId, until: Instant) {
-        if let Some(member) = self.sessions.get_mut(&session) {
-            member.back_off = Some(until);
-            self.backing_off.insert((until, session));
-        }
-        self.rank(session);
-    }
-
-    /// Sessions whose time alone is over may be offered again.
-    pub(super) fn end_back_offs(&mut self, now: Instant) {
-        while let Some((until, session)) = self.backing_off.first().copied().filter(|(until, _)| *until <= now) {
-            self.backing_off.pop_first();
-            if let Some(member) = self.sessions.get_mut(&session).filter(|member| member.back_off == Some(until)) {
-                member.back_off = None;
-                self.rank(session);
-            }
-        }
-    }
-
-    /// When the next one's is.
-    pub(super) fn next_back_off(&self) -> Option<Instant> {
-        self.backing_off.first().map(|(until, _)| *until)
     }
 
     /// The manager of a session that has a free slot to offer.

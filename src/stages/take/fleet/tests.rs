@@ -1,4 +1,5 @@
 use std::iter;
+use std::time::Duration;
 
 use super::*;
 use crate::tags::TagSet;
@@ -32,6 +33,37 @@ fn of_two_sessions_of_a_manager_the_older_goes_whichever_is_let_in_last() {
     let newest = SessionId::next();
     let (_, replaced) = fleet.open(opened(newest, "a", 1), &lanes);
     assert_eq!(replaced.map(|(session, _)| session), Some(newer));
+}
+
+#[test]
+fn a_record_that_is_told_again_changes_no_session() {
+    let (lanes, mut fleet) = none();
+    let session = SessionId::next();
+    let mut record = opened(session, "a", 1).record;
+    fleet.open(opened(session, "a", 1), &lanes);
+    let (scopes, gone) = fleet.change(record.runner_id(), Some(&record), &lanes);
+    assert!(scopes.is_empty() && gone.is_empty(), "thousands of managers may have this record");
+    record.protected_only = true;
+    assert_eq!(fleet.change(record.runner_id(), Some(&record), &lanes).0, [Scope::Instance]);
+    assert_eq!(fleet.change(record.runner_id(), None, &lanes).1.len(), 1);
+}
+
+#[test]
+fn a_manager_that_went_away_with_jobs_is_left_alone_on_its_next_session_too() {
+    let (lanes, mut fleet) = none();
+    let (first, next, last) = (SessionId::next(), SessionId::next(), SessionId::next());
+    fleet.open(opened(first, "a", 1), &lanes);
+    let manager = fleet.close(first).expect("it was there");
+    let now = Instant::now();
+    fleet.back_off_manager(manager, now + Duration::from_secs(1));
+    fleet.open(opened(next, "a", 1), &lanes);
+    assert!(fleet.manager_with_room(next).is_none());
+    fleet.end_back_offs(now + Duration::from_secs(1));
+    assert!(fleet.manager_with_room(next).is_some());
+    fleet.close(next);
+    fleet.forget_deserters(now + Duration::from_secs(1));
+    fleet.open(opened(last, "a", 1), &lanes);
+    assert!(fleet.manager_with_room(last).is_some() && fleet.next_back_off().is_none());
 }
 
 #[test]
