@@ -1,13 +1,15 @@
--- due: whose state to look at: jobs whose deadline is past, or would be without a beat soon.
+-- due: whose state to look at: jobs whose deadline is past, or would be without a beat soon; and those whose deadline is further
+-- ahead than any is set, as it was set before Redis' clock was moved back.
 --
 -- Called by stage `recover`, every pod, jittered, page by page. Reads only: what is due is watched on the pod's own clock
 -- before `expire` is called, as Redis' clock may jump.
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  ahead_ms        how far beyond now to look
--- ARGV[2]  from            the deadline to go on from; '-inf', then as answered
--- ARGV[3]  skip            how many of exactly that deadline were seen; 0, then as answered
--- ARGV[4]  page            at most so many
+-- ARGV[2]  longest_ms      no deadline is set further ahead
+-- ARGV[3]  from            the deadline to go on from; '-inf', then as answered
+-- ARGV[4]  skip            how many of exactly that deadline were seen; 0, then as answered
+-- ARGV[5]  page            at most so many
 --
 -- Returns {jobs, from, skip, live, primary}. Per job {job id, lease id, state, beat, ms past its deadline (negative: still to go)};
 --         from: where to go on, '' when these were the last; live: how many leases there are in all; primary: names the
@@ -17,14 +19,25 @@
 -- flags: allow-oom
 -- uses: base event job
 
-local from, skip, page = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local longest_ms, from, skip, page = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local live = call('ZCARD', DEADLINES)
 -- The run id is another one after each start; the replication id after each promotion.
 local info = call('INFO', 'server', 'replication')
 local primary = info:match('run_id:(%x+)') .. ' ' .. info:match('master_replid:(%x+)')
 local watched = {}
-local until_ms = string.format('%.0f', NOW + ARGV[1])
-local due = call('ZRANGEBYSCORE', DEADLINES, from, until_ms, 'WITHSCORES', 'LIMIT', skip, page)
+local near, far = NOW + ARGV[1], NOW + longest_ms
+local start = from == '-inf' and -math.huge or tonumber(from)
+
+local function read(first, last, after, at_most)
+  return call('ZRANGEBYSCORE', DEADLINES, first, last, 'WITHSCORES', 'LIMIT', after, at_most)
+end
+
+local due = start <= near and read(from, string.format('%.0f', near), skip, page) or {}
+if #due < 2 * page then
+  local rest = page - #due / 2
+  local astray = start > far and read(from, '+inf', skip, rest) or read(string.format('(%.0f', far), '+inf', 0, rest)
+  for _, value in ipairs(astray) do due[#due + 1] = value end
+end
 for i = 1, #due, 2 do
   local job = load_job(due[i])
   if job then

@@ -63,8 +63,9 @@ use sessions::Sessions;
 /// The most items one script call handles: a script's loops stay short (a busy one cannot be killed).
 pub const BATCH: usize = 64;
 
-/// How long mail outlives a pod that nobody buries, all pods being down.
-const MAIL_TTL: Duration = Duration::from_secs(3600);
+/// How long mail outlives a pod that nobody buries, all pods being down. By Redis' clock: longer than that is ever wrong by, as mail that
+/// goes too early is lost.
+const MAIL_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// What every stage of a pod shares.
 #[derive(Clone)]
@@ -245,6 +246,14 @@ fn pauses() -> impl Iterator<Item = Duration> {
         .build()
 }
 
+/// A place between what Redis has done and who is told of it, for tests: a pod whose variable `FAILPOINTS` says
+/// `<name>=return` dies here, at the fourth time with `3*off->return`. In a build that is not for tests it is nothing.
+#[inline]
+fn between(name: &'static str) {
+    let _ = name;
+    fail::fail_point!(name, |_| std::process::abort());
+}
+
 /// Groups items by the partition their leases name. Leases of partitions that do not exist are in the second part: they
 /// cannot be anybody's.
 pub fn by_partition<T>(pod: &Pod, items: Vec<T>, lease: impl Fn(&T) -> Lease) -> (Vec<(u16, Vec<T>)>, Vec<T>) {
@@ -274,10 +283,15 @@ fn revoked(lease: Lease, reason: &str) -> Kind {
     Kind::Revoked(proto::Revoked { lease: Some(wire(lease)), reason: reason.to_owned() })
 }
 
+/// What is left of a cancel's grace by Redis' clock, which may have been moved back since.
+fn at_most_the_grace(pod: &Pod, left: Duration) -> Duration {
+    left.min(pod.config.cancel_grace)
+}
+
 /// Tells the runner of a job to stop it, unless it was told.
 fn cancel(pod: &Pod, lease: Lease, grace: Duration, reason: String) {
     if let Some(outbox) = pod.held.cancel(lease.lease_id) {
-        let grace_ms = grace.as_millis() as u32;
+        let grace_ms = at_most_the_grace(pod, grace).as_millis() as u32;
         outbox.send(Kind::Cancel(proto::Cancel { lease: Some(wire(lease)), grace_ms, reason }));
     }
 }

@@ -38,7 +38,7 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         return Err(Usage(format!("--log: {error}")).into());
     }
     logging::init(LogFormat::Human, &args.log)?;
-    let options = PrivateRedisOptions { append_only: true, tcp: true, config: Vec::new() };
+    let options = PrivateRedisOptions { append_only: true, tcp: true, ..Default::default() };
     let redis = tokio::task::spawn_blocking(move || PrivateRedis::start(&options)).await??;
     let redis_url = redis.tcp_url().expect("it was asked to listen on TCP");
     let flags = RedisArgs { redis_url: Some(redis_url.clone()), ..RedisArgs::default() };

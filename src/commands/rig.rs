@@ -120,7 +120,7 @@ impl Rig {
             args.inbox = Some(format!("{name}:inbox"));
             args.key_prefix = Some(name);
         } else {
-            let options = PrivateRedisOptions { append_only, tcp: false, config: Vec::new() };
+            let options = PrivateRedisOptions { append_only, ..Default::default() };
             let server = tokio::task::spawn_blocking(move || PrivateRedis::start(&options)).await??;
             args.redis_url = Some(server.url());
             private = Some(server);

@@ -31,6 +31,9 @@ pub(super) struct Args(ArgMatches);
 pub(super) async fn run(args: &Args, stop: CancellationToken) -> anyhow::Result<()> {
     let config = Config::load(&args.0, std::env::vars_os())?;
     logging::init(config.log_format, &config.log)?;
+    if fail::has_failpoints() {
+        std::mem::forget(fail::FailScenario::setup()); // as long as the process lives
+    }
     let grpc = bind(&config.grpc_listen, "grpc_listen").await?;
     let admin = bind(&config.admin_listen, "admin_listen").await?;
     info!(

@@ -53,6 +53,7 @@ struct Shared {
     active: RwLock<Active>,
     connections: watch::Sender<u64>,
     doubts: watch::Sender<u64>,
+    forgotten: watch::Sender<u64>,
     timeouts_in_row: AtomicU32,
     /// For calls that replicas must have.
     durable: Durable,
@@ -91,6 +92,7 @@ impl Redis {
             active: RwLock::new(Active::new(link, settings)),
             connections,
             doubts: watch::Sender::new(0),
+            forgotten: watch::Sender::new(0),
             timeouts_in_row: AtomicU32::new(0),
             durable: Durable::default(),
             closed: AtomicBool::new(false),
@@ -251,6 +253,16 @@ impl Redis {
     /// Says that a call was answered which had been sent more than once.
     pub fn doubt(&self) {
         self.shared.doubts.send_modify(|count| *count += 1);
+    }
+
+    /// How often it was found to have forgotten what it was told, as its clock jumped ahead, or altogether.
+    pub fn forgotten(&self) -> watch::Receiver<u64> {
+        self.shared.forgotten.subscribe()
+    }
+
+    /// Says that it may have forgotten what it was told.
+    pub fn has_forgotten(&self) {
+        self.shared.forgotten.send_modify(|count| *count += 1);
     }
 
     /// Whether it is connected, and the last few calls were not all without answer.

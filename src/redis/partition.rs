@@ -176,12 +176,13 @@ impl Partition {
         Outcome::try_from(&self.call_durably(&scripts::CANCEL, args).await?)
     }
 
-    /// `due`: live leases whose deadline is past or nearer than `ahead`, at most `limit` of them, read `page` a call.
-    pub async fn due(&self, ahead: Duration, page: u32, limit: usize) -> Result<Look, RedisError> {
+    /// `due`: live leases whose deadline is past, nearer than `ahead` or further than `longest`, which is more than any is set ahead;
+    /// at most `limit` of them, read `page` a call.
+    pub async fn due(&self, ahead: Duration, longest: Duration, page: u32, limit: usize) -> Result<Look, RedisError> {
         let mut look = Look { due: Vec::new(), live: 0, primary: String::new() };
         let (mut from, mut skip) = ("-inf".to_owned(), 0);
         while !from.is_empty() && look.due.len() < limit {
-            let args = vec![ms(ahead), from.into(), skip.into(), page.into()];
+            let args = vec![ms(ahead), ms(longest), from.into(), skip.into(), page.into()];
             let [due, next, seen, live, primary] = self.call(&scripts::DUE, args).await?.into_tuple()?;
             for due in due.into_array()? {
                 look.due.push(due_of(due)?);

@@ -41,6 +41,8 @@ pub struct PrivateRedisOptions {
     pub tcp: bool,
     /// More lines of `redis.conf`, such as `maxmemory 10mb`.
     pub config: Vec<String>,
+    /// More variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A private Redis could not be started, stopped or signalled.
@@ -67,6 +69,7 @@ pub enum PrivateRedisError {
 pub struct PrivateRedis {
     running: Option<Running>,
     port: Option<u16>,
+    environment: Vec<(String, String)>,
     // Last, so that the server has ended before its directory goes.
     dir: TempDir,
 }
@@ -89,7 +92,7 @@ impl PrivateRedis {
         let dir = short_temp_dir()?;
         let port = options.tcp.then(free_port).transpose()?;
         fs::write(dir.path().join("redis.conf"), config_file(dir.path(), port, options))?;
-        let mut redis = Self { running: None, port, dir };
+        let mut redis = Self { running: None, port, environment: options.environment.clone(), dir };
         redis.launch()?;
         Ok(redis)
     }
@@ -168,6 +171,7 @@ impl PrivateRedis {
         let program = env::var_os(SERVER_VARIABLE).unwrap_or_else(|| "redis-server".into());
         let server = Command::new(&program)
             .arg(self.dir.path().join("redis.conf"))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::{BATCH, Opened, Pod, ToTake, Undone, by_partition};
+use super::{BATCH, Opened, Pod, ToTake, Undone, at_most_the_grace, between, by_partition};
 use crate::grpc::{Closed, Knock};
 use crate::job::Lease;
 use crate::proto;
@@ -103,6 +103,7 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
         opened.outbox.send(proto::router_message::Kind::Drain(proto::Drain { reconnect_after_ms: 0 }));
     }
     let _ = take.send(ToTake::Opened(Box::new(opened))).await;
+    between("admit: before Welcome");
     if !answer.welcome(welcome) {
         let _ = closed.send(Closed { session, why: SessionClosed::Lost }); // it left before, and told so too early
     }
@@ -178,7 +179,8 @@ async fn renew(
         match renewed {
             Renewed::Running => resumed.push(ResumedJob { lease: *lease, canceling: None, record }),
             Renewed::Canceling { grace, .. } => {
-                resumed.push(ResumedJob { lease: *lease, canceling: Some(grace), record });
+                let canceling = Some(at_most_the_grace(pod, grace));
+                resumed.push(ResumedJob { lease: *lease, canceling, record });
             }
             Renewed::NotYours => not_yours.push(*lease),
         }

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 use tracing::{debug, info};
 
-use super::{Pod, Queueing, Slot, ToTake, Undone};
+use super::{Pod, Queueing, Slot, ToTake, Undone, between};
 use crate::contract::{self, Limits, Message};
 use crate::job::{JobId, LeaseId, PendingJob, ProjectId, Tenant};
 use crate::redis::scripts::Outcome;
@@ -184,6 +184,7 @@ impl FanOut {
 
     /// These entries are done with. Answers their ids.
     async fn acknowledge(&self, ids: Vec<String>) -> Result<Vec<String>, Undone> {
+        between("fan_out: before XACK");
         left_out(inbox::acknowledge(&self.pod, &ids).await)?;
         Ok(ids)
     }
@@ -236,6 +237,9 @@ impl FanOut {
         let queued = done.outcomes.iter().filter(|outcome| **outcome == Outcome::Ok).count();
         metrics().jobs_queued_total.increment(queued as u64);
         debug!(jobs = jobs.len(), queued, handed = done.handed.len(), partition = number, "jobs queued");
+        if !done.handed.is_empty() {
+            between("fan_out: before Assign");
+        }
         // All slots before the wakes, which are for those that stayed unused.
         self.slots_done(number, jobs, slots, &done.handed).await;
         self.wake(number, done.wakes).await;
@@ -334,6 +338,7 @@ impl FanOut {
                 let (_, partition) = self.home(&tenant);
                 let call = || partition.cancel(job_id, &reason, config.cancel_grace, config.ended_ttl);
                 let outcome = self.pod.until_done("cancel", call).await?;
+                between("cancel: before its entry is done with");
                 info!(%job_id, outcome = outcome.word(), "job canceled by rails");
             }
             Message::JobRunning { job_id, tenant, .. } => {

@@ -6,7 +6,7 @@
 use tokio::sync::mpsc;
 use tracing::info;
 
-use super::{BATCH, GiveBack, Pod, Undone, by_partition, wire};
+use super::{BATCH, GiveBack, Pod, Undone, between, by_partition, wire};
 use crate::contract::Status;
 use crate::grpc::{Finished, SessionId, Spoken};
 use crate::proto::{self, router_message::Kind};
@@ -53,6 +53,7 @@ async fn finish(
     if outcomes.contains(&Outcome::Gone) && pod.was_lost(number, &before).await? {
         outcomes = pod.until_done("finish", call).await?;
     }
+    between("finish: before FinishedAck");
     for ((session, report), outcome) in reported.into_iter().zip(outcomes) {
         let lease = report.lease;
         if outcome == Outcome::Refused && pod.held.is_undelivered(lease, session) {

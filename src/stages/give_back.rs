@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::info;
 
-use super::{BATCH, GiveBack, Pod, ToTake, Undone, by_partition, revoked};
+use super::{BATCH, GiveBack, Pod, ToTake, Undone, between, by_partition, revoked};
 use crate::grpc::Spoken;
 use crate::job::Lease;
 use crate::redis::Return;
@@ -78,6 +78,7 @@ async fn give_back(pod: &Pod, number: u16, backs: &[GiveBack], take: &mpsc::Send
     let returns: Vec<Return> = backs.iter().map(return_of).collect();
     let call = || partition.give_back(&pod.name, config.give_back_limit, config.ended_ttl, &returns);
     let (outcomes, wakes) = pod.until_done("give_back", call).await?;
+    between("give_back: before Revoked");
     for (back, outcome) in backs.iter().zip(outcomes) {
         if outcome == Outcome::Refused {
             continue; // it started meanwhile: it is where it should be

@@ -5,7 +5,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{BATCH, Pod, Undone, revoked};
@@ -17,10 +16,7 @@ use crate::stages::MAIL_TTL;
 use crate::telemetry::metrics;
 
 /// The names of the partitions as this pod knows them; '' before it has joined.
-pub struct Instances {
-    all: Box<[Instance]>,
-    losses: watch::Sender<u64>,
-}
+pub struct Instances(Box<[Instance]>);
 
 #[derive(Default)]
 struct Instance {
@@ -42,16 +38,11 @@ pub struct Seen {
 impl Instances {
     /// Of so many partitions.
     pub fn new(partitions: u16) -> Self {
-        Self { all: (0..partitions).map(|_| Instance::default()).collect(), losses: watch::Sender::new(0) }
-    }
-
-    /// How often a partition was found to have lost its data: whatever was told it before is to be told again.
-    pub fn losses(&self) -> watch::Receiver<u64> {
-        self.losses.subscribe()
+        Self((0..partitions).map(|_| Instance::default()).collect())
     }
 
     fn of(&self, number: u16) -> &Instance {
-        &self.all[usize::from(number)]
+        &self.0[usize::from(number)]
     }
 }
 
@@ -113,7 +104,7 @@ impl Pod {
             );
             self.until_done("policy", || self.set_policy(number)).await?;
             self.reassert(number).await?;
-            self.instances.losses.send_modify(|count| *count += 1);
+            self.redis.has_forgotten();
             self.redis.doubt(); // whatever was waited for there is forgotten
         }
         slot.lock().told = instance.into();

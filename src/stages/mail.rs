@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use super::{Pod, ToTake, cancel, revoked};
+use super::{Pod, ToTake, between, cancel, revoked};
 use crate::redis::{Mail, Reader};
 use crate::telemetry::labels::Wake;
 use crate::telemetry::metrics;
@@ -56,7 +56,10 @@ async fn deal_with(pod: &Pod, number: u16, letter: Mail, take: &mpsc::Sender<ToT
         Mail::Resync => {
             let _ = take.send(ToTake::Resync).await;
         }
-        Mail::Cancel { lease, grace, reason } => cancel(pod, lease, grace, reason),
+        Mail::Cancel { lease, grace, reason } => {
+            between("mail: before Cancel");
+            cancel(pod, lease, grace, reason);
+        }
         Mail::Revoke { lease, reason } => {
             if let Some(outbox) = pod.held.remove(lease) {
                 outbox.send(revoked(lease, &reason));

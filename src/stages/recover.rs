@@ -1,9 +1,11 @@
 //! recover: what time alone brings: heartbeats, leases that ran out, pods that died, wakes that were lost.
 //!
 //! Redis' clock may jump, so it only says whom to look at. A lease expires, and a pod is dead, when this pod itself has seen it
-//! unchanged for long enough on its own monotonic clock; the script then checks that it still is.
+//! unchanged for long enough on its own monotonic clock; the script then checks that it still is. Where that clock was moved back,
+//! it would say nothing for as long: what has a deadline further ahead than any is set is looked at too.
 
 mod breaker;
+mod redis_clock;
 mod watch;
 
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use tokio::sync::{mpsc, watch as channel};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
-use super::{BATCH, Pod, ToTake, Undone};
+use super::{BATCH, Pod, ToTake, Undone, between};
 use crate::clock::jitter;
 use crate::config::Config;
 use crate::job::Lease;
@@ -22,6 +24,7 @@ use crate::runner::Lane;
 use crate::telemetry::labels::{self, GaveBack};
 use crate::telemetry::metrics;
 use breaker::Breaker;
+use redis_clock::RedisClock;
 use watch::Watch;
 
 /// How many leases one call reads: a few milliseconds of Redis.
@@ -53,6 +56,8 @@ pub async fn run(
         leases: Watch::new(config.lease),
         assigned: Watch::new(config.accept_timeout),
         canceling: Watch::new(canceling_watched(&config)),
+        astray: Watch::new(longest(&config)),
+        clock: RedisClock::default(),
         standing: Watch::new(config.sweep_interval / 2),
         breaker: Breaker::new(config.mass_expiry_percent, config.mass_expiry_hold, config.lease),
         breaker_told: false,
@@ -60,7 +65,9 @@ pub async fn run(
         sweep_cursor: "0".to_owned(),
         pod,
     };
-    let mut heartbeat = ticks(config.pod_heartbeat);
+    // The first at once: what Redis' clock says from now on is compared with it.
+    let mut heartbeat = tokio::time::interval(config.pod_heartbeat);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Jittered, so that the pods' sweeps spread over the interval.
     let mut sweep = ticks(jitter(config.sweep_interval, 0.2));
     let stopped = recover.pod.stopped.clone();
@@ -91,6 +98,11 @@ fn ahead(config: &Config) -> Duration {
     config.lease.saturating_sub(config.beat_interval + config.beat_interval / 2)
 }
 
+/// The longest time ahead for which this pod sets a deadline.
+fn longest(config: &Config) -> Duration {
+    config.lease.max(config.cancel_grace).max(config.accept_timeout)
+}
+
 fn ticks(every: Duration) -> tokio::time::Interval {
     let mut ticks = tokio::time::interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -110,6 +122,9 @@ struct Recover {
     assigned: Watch<Due, ()>,
     /// Jobs that were told to stop; their runners may go on beating.
     canceling: Watch<Lease, ()>,
+    /// Jobs in any state whose deadline was set before Redis' clock was moved back.
+    astray: Watch<Due, ()>,
+    clock: RedisClock,
     /// Lanes with work; what is at their head.
     standing: Watch<Lane, String>,
     sweep_cursor: String,
@@ -131,7 +146,14 @@ impl Recover {
         let asked = Instant::now();
         let call = || self.pod.heartbeat(self.number, mail_read);
         let Heartbeat { is_new, pods, instance } = self.pod.until_done("heartbeat", call).await?;
+        let answered = Instant::now();
         self.pod.follow_instance(self.number, &instance).await?;
+        let own = pods.iter().find(|(name, _)| *name == self.pod.name).and_then(|(_, beat)| beat.parse().ok());
+        if own.is_some_and(|now_ms| self.clock.jumped(now_ms, asked, answered)) {
+            warn!(partition = self.number, "redis' clock jumped ahead; what it keeps for a time may be gone");
+            self.pod.redis.has_forgotten();
+            let _ = self.take.send(ToTake::Resync).await;
+        }
         if is_new {
             // Others took it for dead, or Redis lost it: whatever it waited for is forgotten.
             info!(pod = %self.pod.name, partition = self.number, "pod joined");
@@ -201,6 +223,7 @@ impl Recover {
         self.leases.forget();
         self.assigned.forget();
         self.canceling.forget();
+        self.astray.forget();
     }
 
     /// Ends leases that this pod has seen unchanged for all their time.
@@ -208,14 +231,20 @@ impl Recover {
         let config = self.pod.config.clone();
         let ahead = ahead(&config);
         let asked = Instant::now();
-        let look = self.pod.until_done("due", || self.partition().due(ahead, DUE_PAGE, DUE_MAX)).await?;
+        let far = longest(&config) * 2; // other pods may be configured for longer ones
+        let look = self.pod.until_done("due", || self.partition().due(ahead, far, DUE_PAGE, DUE_MAX)).await?;
         self.follow(look.primary);
-        let (canceling, leased): (Vec<_>, Vec<_>) = look.due.into_iter().partition(|due| due.state == "canceling");
+        let (astray, near): (Vec<_>, Vec<_>) =
+            look.due.into_iter().partition(|due| due.overdue_ms < -(far.as_millis() as i64));
+        let (canceling, leased): (Vec<_>, Vec<_>) = near.into_iter().partition(|due| due.state == "canceling");
         let (assigned, leased): (Vec<_>, Vec<_>) = leased.into_iter().partition(|due| due.state == "assigned");
         // The pushing pod looks after the time to accept; others only when it is past.
         let overdue = assigned.into_iter().filter(|due| due.overdue_ms >= 0);
         let mut ended = self.assigned.unchanged(asked, overdue.map(|due| (without_time(due), ())));
-        let run_out = self.leases.unchanged(asked, leased.into_iter().map(|due| (without_time(due), ())));
+        let mut run_out = self.leases.unchanged(asked, leased.into_iter().map(|due| (without_time(due), ())));
+        let lost = self.astray.unchanged(asked, astray.iter().map(|due| (without_news(due), ())));
+        let lost = astray.into_iter().filter(|due| lost.contains(&(without_news(due), ())));
+        run_out.extend(lost.map(|due| (due, ())));
         if self.breaker.holds(asked, run_out.len(), look.live) {
             error!(
                 leases = run_out.len(),
@@ -235,6 +264,7 @@ impl Recover {
             let leases: Vec<_> = batch.iter().map(|(due, ())| (due.lease, due.beat.clone())).collect();
             let call = || self.partition().expire(&self.pod.name, config.ended_ttl, &leases);
             let (outcomes, wakes) = self.pod.until_done("expire", call).await?;
+            between("expire: before its wakes");
             for ((lease, _), outcome) in leases.iter().zip(outcomes) {
                 let Some(outcome) = label(outcome) else { continue };
                 metrics().expiries_total.of(outcome).increment(1);
@@ -253,6 +283,12 @@ impl Recover {
 
 fn without_time(due: Due) -> Due {
     Due { overdue_ms: 0, ..due }
+}
+
+/// What stays the same of a job of which nothing is heard. One that was told to stop may go on beating.
+fn without_news(due: &Due) -> Due {
+    let beat = if due.state == "canceling" { String::new() } else { due.beat.clone() };
+    Due { overdue_ms: 0, beat, ..due.clone() }
 }
 
 fn end_of(outcome: labels::Expired) -> Option<labels::Ended> {

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use tokio::sync::mpsc;
 
-use super::{BATCH, Pod, Undone, by_partition, cancel, wire};
+use super::{BATCH, Pod, Undone, between, by_partition, cancel, wire};
 use crate::grpc::{Beat, SessionId, Spoken};
 use crate::job::Lease;
 use crate::proto::{self, router_message::Kind};
@@ -80,6 +80,7 @@ async fn renew(pod: &Pod, beats: Vec<Spoken<Beat>>) -> Result<(), Undone> {
             }
         }
     }
+    between("running: before BeatAck");
     for Answering { session, sequence, gone } in answering {
         if let Some(outbox) = pod.sessions.get(session) {
             let gone = gone.into_iter().map(wire).collect();

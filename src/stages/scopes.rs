@@ -17,16 +17,16 @@ pub async fn run(pod: Pod, mut in_use: mpsc::Receiver<Scope>, take: mpsc::Sender
     let mut opened: HashMap<Scope, Instant> = HashMap::new();
     let mut connections = pod.redis.connections();
     connections.mark_unchanged();
-    let mut losses = pod.instances.losses();
+    let mut forgotten = pod.redis.forgotten();
     loop {
         let scope = tokio::select! {
             () = pod.stopped.cancelled() => return,
             scope = in_use.recv() => match scope { Some(scope) => scope, None => return },
         };
-        if connections.has_changed().unwrap_or(false) || losses.has_changed().unwrap_or(false) {
-            // Another Redis perhaps, or one that has lost its data: nothing is known to be open there.
+        if connections.has_changed().unwrap_or(false) || forgotten.has_changed().unwrap_or(false) {
+            // Another Redis perhaps, or one that has forgotten what it was told: nothing is known to be open there.
             connections.mark_unchanged();
-            losses.mark_unchanged();
+            forgotten.mark_unchanged();
             opened.clear();
         }
         // A scope goes unless a pod speaks for it within `scope_ttl`; a third of that leaves room for a miss.

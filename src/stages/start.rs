@@ -6,7 +6,7 @@
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::{BATCH, Pod, Undone, by_partition, revoked, wire};
+use super::{BATCH, Pod, Undone, between, by_partition, revoked, wire};
 use crate::grpc::{Outbox, Spoken};
 use crate::job::Lease;
 use crate::proto::{self, router_message::Kind};
@@ -40,6 +40,7 @@ async fn start(pod: &Pod, number: u16, jobs: Vec<(Lease, Outbox)>) -> Result<(),
     let leases: Vec<_> = jobs.iter().map(|(lease, _)| (lease.job_id, Some(lease.lease_id))).collect();
     let (partition, before) = (&pod.partitions[usize::from(number)], pod.seen(number));
     let outcomes = pod.until_done("start", || partition.start(pod.config.lease, &leases)).await?;
+    between("start: before Start");
     for ((lease, outbox), outcome) in jobs.into_iter().zip(outcomes) {
         match outcome {
             Started::Running(record) => {

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info};
 
-use super::{BATCH, GiveBack, Opened, Pod, Queueing, Slot, ToTake, Undone, wire};
+use super::{BATCH, GiveBack, Opened, Pod, Queueing, Slot, ToTake, Undone, between, wire};
 use crate::clock::jitter;
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
 use crate::job::RunnerId;
@@ -394,7 +394,10 @@ impl Take {
         let mut jobs = jobs.into_iter().peekable();
         for (offer, session) in offers {
             match jobs.next_if(|job| job.lease.lease_id == offer.lease_id) {
-                Some(job) => self.push(job, session, partition),
+                Some(job) => {
+                    between("take: before Assign");
+                    self.push(job, session, partition);
+                }
                 None => unused.push(session),
             }
         }

@@ -3,16 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::history::{Micros, Record, Told, What};
+use super::spans::{Span, spans};
+use super::waits::idle_waits;
+use crate::support::rules::may_run;
 
-/// A process that goes on after it stood still gets so long to notice that its lease is over.
-const WAKES_UP: Micros = 300_000;
 /// Between a runner's record of an end and the event of it there may be no order of less than this.
 const CLOSE: Micros = 1_000;
+
+/// A replica that has not been found out of order has what its primary had so long ago.
+const REPLICATED: Micros = 1_000_000;
+
+/// What a pod may take more than twice what it took before: buffers of a backlog, connections that end.
+const MEMORY_SLACK: u64 = 32 * 1024;
+const DESCRIPTORS_SLACK: u64 = 16;
 
 /// What the checker found.
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub jobs: u64,
+    /// Those that a primary without a barrier may have taken something of along: of them it is only promised that they end, and leave
+    /// nothing behind.
+    pub in_doubt: u64,
     /// Published and acknowledged, and without an end.
     pub lost: u64,
     /// Ran at two places at once, or ended twice.
@@ -26,20 +37,14 @@ pub struct Verdict {
     /// Run or told of, and never published; at a runner that may not; under a lease that was used before or is not its own.
     pub invented: u64,
     pub leaked_keys: u64,
+    /// Waited for long while a runner that may run them had a free slot and nothing went wrong.
+    pub idle: u64,
+    /// Pods that take much more at the end than before the faults.
+    pub grown: u64,
     /// The longest time in which jobs waited and none began.
     pub longest_gap: Micros,
     /// The first few of all that is wrong, for people.
     pub wrong: Vec<String>,
-}
-
-/// A time in which a job's process ran.
-#[derive(Debug, Clone)]
-struct Span {
-    job: u64,
-    lease: String,
-    manager: String,
-    /// Its parts, without the time in which it stood still.
-    active: Vec<(Micros, Micros)>,
 }
 
 const ENDS: [&str; 3] = ["job.finished", "job.failed", "job.canceled"];
@@ -52,10 +57,17 @@ impl Verdict {
         let mut history = history.to_vec();
         history.sort_by_key(|record| record.at); // stable: the stream's order stays
         let spans = spans(&history);
-        verdict.check_lives(&history);
-        verdict.check_spans(&history, &spans);
-        verdict.check_events(&history);
+        let in_doubt = in_doubt(&history);
+        verdict.in_doubt = in_doubt.len() as u64;
+        verdict.check_lives(&history, &in_doubt);
+        verdict.check_spans(&history, &spans, &in_doubt);
+        verdict.check_events(&history, &in_doubt);
         verdict.check_gaps(&history);
+        verdict.check_levels(&history);
+        for wait in idle_waits(&history, &spans) {
+            verdict.idle += 1;
+            verdict.say(wait);
+        }
         for record in &history {
             if let What::Left { key } = &record.what {
                 verdict.leaked_keys += 1;
@@ -67,7 +79,7 @@ impl Verdict {
 
     pub fn is_clean(&self) -> bool {
         let counts = [self.lost, self.doubled, self.done_after_cancel, self.events_lost, self.order_broken];
-        counts.into_iter().chain([self.invented, self.leaked_keys]).all(|count| count == 0)
+        counts.into_iter().chain([self.invented, self.leaked_keys, self.idle, self.grown]).all(|count| count == 0)
     }
 
     fn say(&mut self, what: String) {
@@ -77,9 +89,12 @@ impl Verdict {
     }
 
     /// Every published job ends, once, in an order that a life has, by the lease that had it last.
-    fn check_lives(&mut self, history: &[Record]) {
+    fn check_lives(&mut self, history: &[Record], in_doubt: &HashSet<u64>) {
         let mut lives: BTreeMap<u64, Vec<&Told>> = BTreeMap::new();
-        let (mut tried, mut published, mut leases) = (HashSet::new(), BTreeSet::new(), HashSet::new());
+        let (mut tried, mut published, mut leases) = (HashSet::new(), BTreeSet::new(), HashMap::new());
+        // It may have jumped ahead between a take whose answer was lost and the next try, which then knows nothing of the first.
+        let jumped = |record: &Record| matches!(&record.what, What::Fault { kind } if kind.starts_with("RedisClock"));
+        let jumped = history.iter().any(jumped);
         for record in history {
             match &record.what {
                 What::Tried { job, .. } => drop(tried.insert(*job)),
@@ -102,6 +117,9 @@ impl Verdict {
                 self.invented += 1;
                 self.say(format!("job {job} was never published: {kinds:?}"));
             }
+            if in_doubt.contains(job) {
+                continue;
+            }
             let ends = life.iter().filter(|told| ENDS.contains(&&*told.kind)).count();
             if ends > 1 {
                 self.doubled += 1;
@@ -115,7 +133,8 @@ impl Verdict {
             for told in life {
                 if told.kind == "job.assigned" {
                     holder = &told.lease;
-                    if !leases.insert(&told.lease) {
+                    let other = leases.insert(&told.lease, *job);
+                    if other.is_some_and(|other| other == *job || !jumped) {
                         self.invented += 1;
                         self.say(format!("job {job}: lease {} was used before", told.lease));
                     }
@@ -128,14 +147,24 @@ impl Verdict {
     }
 
     /// No job runs twice at once, where it may not, or after its end.
-    fn check_spans(&mut self, history: &[Record], spans: &[Span]) {
-        let (mut job_tags, mut manager_tags) = (HashMap::new(), HashMap::new());
+    fn check_spans(&mut self, history: &[Record], spans: &[Span], in_doubt: &HashSet<u64>) {
+        let (mut jobs, mut managers, mut runners) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut over: HashMap<u64, Micros> = HashMap::new();
         let mut handed: HashSet<(u64, &str)> = HashSet::new();
         for record in history {
             match &record.what {
-                What::Tried { job, tags } => drop(job_tags.insert(*job, tags)),
-                What::Manager { manager, tags } => drop(manager_tags.insert(&**manager, tags)),
+                What::Tried { job, data } => drop(jobs.insert(*job, data)),
+                What::Manager { manager, runner } => {
+                    managers.insert(&**manager, runner);
+                    runners.insert(runner["id"].as_u64().expect("an id"), runner);
+                }
+                What::Written(told) if told.kind == "job.assigned" => {
+                    let may = jobs.get(&told.job).zip(runners.get(&told.runner));
+                    if !may.is_some_and(|(job, runner)| may_run(runner, &[], job)) {
+                        self.invented += 1;
+                        self.say(format!("job {} was pushed to runner {}, which may not", told.job, told.runner));
+                    }
+                }
                 What::Applied(told) if ["job.canceled", "job.failed"].contains(&&*told.kind) => {
                     over.entry(told.job).or_insert(record.at);
                 }
@@ -145,10 +174,13 @@ impl Verdict {
         }
         let mut by_job: BTreeMap<u64, Vec<&Span>> = BTreeMap::new();
         for span in spans {
-            let may = job_tags.get(&span.job).zip(manager_tags.get(&*span.manager));
-            if !may.is_some_and(|(needs, has)| needs.iter().all(|tag| has.contains(tag))) {
+            let may = jobs.get(&span.job).zip(managers.get(&*span.manager));
+            if !may.is_some_and(|(job, runner)| may_run(runner, &[], job)) {
                 self.invented += 1;
                 self.say(format!("job {} ran at {}, which may not", span.job, span.manager));
+            }
+            if in_doubt.contains(&span.job) {
+                continue;
             }
             if !handed.contains(&(span.job, &*span.lease)) {
                 self.invented += 1;
@@ -176,10 +208,11 @@ impl Verdict {
     }
 
     /// Rails applied what was written, and nothing else.
-    fn check_events(&mut self, history: &[Record]) {
+    fn check_events(&mut self, history: &[Record], in_doubt: &HashSet<u64>) {
         let (mut written, mut applied) = (BTreeSet::new(), BTreeSet::new());
         for record in history {
             match &record.what {
+                What::Written(told) | What::Applied(told) if in_doubt.contains(&told.job) => {}
                 What::Written(told) => drop(written.insert(&told.id)),
                 What::Applied(told) => drop(applied.insert(&told.id)),
                 _ => {}
@@ -190,6 +223,27 @@ impl Verdict {
         for id in missed {
             let what = if written.contains(*id) { "written and not applied" } else { "applied and not there" };
             self.say(format!("event {id} was {what}"));
+        }
+    }
+
+    /// What pods take comes back to its level. It is that of new ones, as pods do not live long in a run.
+    fn check_levels(&mut self, history: &[Record]) {
+        let levels = |wanted: bool| {
+            history.iter().filter_map(move |record| match record.what {
+                What::Level { at_end, memory, descriptors } if at_end == wanted => Some((memory, descriptors)),
+                _ => None,
+            })
+        };
+        let most = levels(false).reduce(|one, two| (one.0.max(two.0), one.1.max(two.1)));
+        let Some((memory, descriptors)) = most else { return };
+        for level in levels(true) {
+            if level.0 > memory * 2 + MEMORY_SLACK || level.1 > descriptors * 2 + DESCRIPTORS_SLACK {
+                self.grown += 1;
+                self.say(format!(
+                    "a pod takes {level:?} KiB and descriptors; before the faults {:?}",
+                    (memory, descriptors)
+                ));
+            }
         }
     }
 
@@ -242,58 +296,26 @@ fn is_a_life(kinds: &[&str]) -> bool {
     true
 }
 
-fn spans(history: &[Record]) -> Vec<Span> {
-    let end = history.last().map_or(0, |record| record.at);
-    let mut running_since: HashMap<(&str, u64, &str), Micros> = HashMap::new();
-    let mut frozen: HashMap<&str, Vec<(Micros, Micros)>> = HashMap::new();
+/// Jobs that were on their way at some time between shortly before a primary was lost and when another had taken over.
+fn in_doubt(history: &[Record]) -> HashSet<u64> {
+    let mut lost: Vec<(Micros, Micros)> = Vec::new();
+    let mut ways: HashMap<u64, (Micros, Micros)> = HashMap::new();
     for record in history {
-        match &record.what {
-            What::Frozen { manager } => frozen.entry(manager).or_default().push((record.at, Micros::MAX)),
-            What::Thawed { manager } => {
-                if let Some(last) = frozen.entry(manager).or_default().last_mut() {
-                    last.1 = record.at + WAKES_UP;
-                }
+        let job = match &record.what {
+            What::PrimaryLost => {
+                lost.push((record.at.saturating_sub(REPLICATED), Micros::MAX));
+                continue;
             }
-            _ => {}
-        }
+            What::PrimaryReplaced => {
+                lost.iter_mut().filter(|(_, to)| *to == Micros::MAX).for_each(|(_, to)| *to = record.at);
+                continue;
+            }
+            What::Tried { job, .. } | What::Began { job, .. } | What::Ended { job, .. } => *job,
+            What::Applied(told) => told.job,
+            _ => continue,
+        };
+        ways.entry(job).or_insert((record.at, record.at)).1 = record.at;
     }
-    let close = |key: (&str, u64, &str), from: Micros, to: Micros| {
-        let mut parts = vec![(from, to)];
-        for (stood, went_on) in frozen.get(key.0).into_iter().flatten() {
-            parts = parts.into_iter().flat_map(|(f, t)| [(f, t.min(*stood)), (f.max(*went_on), t)]).collect();
-            parts.retain(|(f, t)| f < t);
-        }
-        let owned = (key.0.to_owned(), key.1, key.2.to_owned());
-        (owned, parts)
-    };
-    let mut spans = Vec::new();
-    let mut push = |((manager, job, lease), active)| spans.push(Span { job, lease, manager, active });
-    for record in history {
-        match &record.what {
-            What::Began { manager, job, lease } => {
-                let key = (&**manager, *job, &**lease);
-                if let Some(from) = running_since.insert(key, record.at) {
-                    push(close(key, from, record.at)); // twice under one lease: the checker tells
-                }
-            }
-            What::Ended { manager, job, lease } => {
-                let key = (&**manager, *job, &**lease);
-                if let Some(from) = running_since.remove(&key) {
-                    push(close(key, from, record.at));
-                }
-            }
-            What::Killed { manager } => {
-                let of: Vec<_> = running_since.keys().filter(|key| key.0 == manager).copied().collect();
-                for key in of {
-                    let from = running_since.remove(&key).expect("just found");
-                    push(close(key, from, record.at));
-                }
-            }
-            _ => {}
-        }
-    }
-    for (key, from) in running_since {
-        push(close(key, from, end));
-    }
-    spans
+    let met = |(from, to): &(Micros, Micros)| lost.iter().any(|(lost, replaced)| lost < to && from < replaced);
+    ways.into_iter().filter(|(_, way)| met(way)).map(|(job, _)| job).collect()
 }

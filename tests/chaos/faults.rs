@@ -10,7 +10,9 @@ use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 use tokio::task::{JoinSet, spawn_blocking};
 
+use super::clocks::WRONG_BY_S;
 use super::history::{What, pause};
+use super::points::{POINTS, dies_at};
 use super::proxy::Weather;
 use super::rig::Rig;
 use super::servers::Topology;
@@ -21,8 +23,11 @@ enum Fault {
     PodKilled,
     PodFrozen,
     PodRolled,
+    PodDied,
     ManagerKilled,
     ManagerFrozen,
+    PodClock,
+    ManagerClock,
     FrontCut,
     FrontStalled,
     FrontHalfOpen,
@@ -38,26 +43,35 @@ enum Fault {
     ReplicaFrozen,
     SlotMoved,
     HandedOver,
+    RedisClock,
+    PrimaryLost,
 }
 
 use Fault::*;
 
-const ANYWHERE: [Fault; 9] = [
+const ANYWHERE: [Fault; 12] = [
     PodKilled,
     PodFrozen,
     PodRolled,
+    PodDied,
     ManagerKilled,
     ManagerFrozen,
+    PodClock,
+    ManagerClock,
     FrontCut,
     FrontStalled,
     FrontHalfOpen,
     FrontRepliesLost,
 ];
 /// With one server, whose connections go through proxies.
-const WITH_ONE: [Fault; 7] = [BackCut, BackStalled, BackSlow, BackHalfOpen, BackRepliesLost, RedisKilled, RedisFrozen];
-const WITH_REPLICAS: [Fault; 4] = [RedisKilled, RedisFrozen, ReplicaKilled, ReplicaFrozen];
-/// Without a barrier, a primary that is lost takes its last writes with it: that is not promised there.
-const IN_CLUSTER: [Fault; 4] = [SlotMoved, HandedOver, ReplicaKilled, ReplicaFrozen];
+const WITH_ONE: [Fault; 8] =
+    [BackCut, BackStalled, BackSlow, BackHalfOpen, BackRepliesLost, RedisKilled, RedisFrozen, RedisClock];
+const WITH_REPLICAS: [Fault; 5] = [RedisKilled, RedisFrozen, ReplicaKilled, ReplicaFrozen, RedisClock];
+/// Without a barrier, a primary that is lost takes its last writes with it.
+const IN_CLUSTER: [Fault; 6] = [SlotMoved, HandedOver, ReplicaKilled, ReplicaFrozen, RedisClock, PrimaryLost];
+
+/// How long a pod may take until it comes to the point at which it dies.
+const DIES_IN: Duration = Duration::from_secs(3);
 
 /// A fault that was drawn: when, what, to which of those there are, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +80,8 @@ struct Drawn {
     fault: Fault,
     which: usize,
     length: Duration,
+    /// Where a clock is moved to.
+    ahead_s: i64,
 }
 
 /// Lets things go wrong for so long, and puts all right again. Answers how often what went wrong.
@@ -100,7 +116,8 @@ fn draw(topology: Topology, seed: u64, for_so_long: Duration) -> Vec<Drawn> {
         let fault = *from.choose(&mut random).expect("there are some");
         // Shorter and longer than a lease.
         let length = Duration::from_millis(*[100, 500, 1_500, 3_000, 7_000].choose(&mut random).expect("some"));
-        drawn.push(Drawn { at, fault, which: random.random_range(0..1_000), length });
+        let ahead_s = *[-WRONG_BY_S, 0, WRONG_BY_S].choose(&mut random).expect("some");
+        drawn.push(Drawn { at, fault, which: random.random_range(0..1_000), length, ahead_s });
         at += Duration::from_millis(random.random_range(200..2_500));
     }
     drawn
@@ -128,9 +145,15 @@ async fn happen(rig: Arc<Rig>, drawn: Drawn) -> Option<Fault> {
 }
 
 fn happen_to_process(rig: &Rig, drawn: Drawn) -> Option<Fault> {
-    let Drawn { fault, which, length, .. } = drawn;
+    let Drawn { fault, which, length, ahead_s, .. } = drawn;
     let begin = || rig.fault(&format!("{fault:?} {which} {length:?}"));
     match fault {
+        // It stays so, as does a host's, until it is moved again.
+        PodClock | ManagerClock => {
+            let clocks = if fault == PodClock { &rig.pod_clocks } else { &rig.manager_clocks };
+            rig.fault(&format!("{fault:?} {} {ahead_s} s", which % clocks.len()));
+            clocks[which % clocks.len()].move_to(ahead_s);
+        }
         PodKilled | PodFrozen | PodRolled => {
             let at = which % rig.pods.len();
             let mut slot = rig.pods[at].try_lock().ok()?;
@@ -145,6 +168,22 @@ fn happen_to_process(rig: &Rig, drawn: Drawn) -> Option<Fault> {
                 pause(length);
                 rig.start_pod(at, &mut slot);
             }
+        }
+        PodDied => {
+            let at = which % rig.pods.len();
+            let mut slot = rig.pods[at].try_lock().ok()?;
+            let point = POINTS[which / 3 % POINTS.len()];
+            rig.fault(&format!("{fault:?} {at} at {point}"));
+            rig.stop_pod(at, &mut slot, Signal::KILL);
+            rig.start_pod_with(at, &mut slot, vec![dies_at(point, which % 20)]);
+            // There it dies, unless it does not come there.
+            let until = Instant::now() + DIES_IN;
+            while !slot.as_mut().expect("it was started").is_dead() && Instant::now() < until {
+                pause(Duration::from_millis(20));
+            }
+            rig.stop_pod(at, &mut slot, Signal::KILL);
+            pause(length);
+            rig.start_pod(at, &mut slot);
         }
         ManagerKilled | ManagerFrozen => {
             let at = which % rig.managers.len();
@@ -170,7 +209,7 @@ fn happen_to_process(rig: &Rig, drawn: Drawn) -> Option<Fault> {
 
 /// One at a time: two of three servers down is more than is promised for.
 fn happen_to_redis(rig: &Rig, drawn: Drawn) -> Option<Fault> {
-    let Drawn { fault, which, length, .. } = drawn;
+    let Drawn { fault, which, length, ahead_s, .. } = drawn;
     let mut servers = rig.servers.try_lock().ok()?;
     let primary = servers.primary()?;
     if [SlotMoved, HandedOver].contains(&fault) {
@@ -178,6 +217,25 @@ fn happen_to_redis(rig: &Rig, drawn: Drawn) -> Option<Fault> {
         let done = if fault == SlotMoved { servers.move_slot(Duration::from_millis(5)) } else { servers.hand_over() };
         done.expect("the cluster does as it is told");
         servers.until_sound();
+        return Some(fault);
+    }
+    if fault == RedisClock {
+        // Any node may be the primary one day; often enough it is the one that is.
+        let at = if which % 2 == 0 { primary } else { which / 2 % servers.count() };
+        rig.fault(&format!("{fault:?} {at} {ahead_s} s"));
+        servers.move_clock(at, ahead_s);
+        servers.until_sound();
+        return Some(fault);
+    }
+    if fault == PrimaryLost {
+        let at = if which % 2 == 0 { primary } else { servers.primary_of_inbox()? };
+        rig.fault(&format!("{fault:?} {at}"));
+        rig.notes.add(What::PrimaryLost);
+        servers.kill(at);
+        pause(length.max(Duration::from_secs(6))); // it comes back when its replica has taken over
+        servers.start_again(at);
+        servers.until_sound();
+        rig.notes.add(What::PrimaryReplaced);
         return Some(fault);
     }
     let replicas = servers.replicas();

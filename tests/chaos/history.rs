@@ -34,15 +34,15 @@ pub struct Record {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum What {
-    /// A manager of a runner with these tags takes part.
+    /// A manager of a runner takes part; what Rails says of the runner.
     Manager {
         manager: String,
-        tags: Vec<String>,
+        runner: Value,
     },
     /// Rails is about to publish a job for the first time.
     Tried {
         job: u64,
-        tags: Vec<String>,
+        data: Value,
     },
     /// Redis acknowledged it.
     Published {
@@ -78,6 +78,17 @@ pub enum What {
     Fault {
         kind: String,
     },
+    /// A primary without a barrier is killed, and what no replica had is gone with it; another has taken over.
+    PrimaryLost,
+    PrimaryReplaced,
+    /// All faults have been over for long enough; jobs still come.
+    Calm,
+    /// A pod takes so much memory, in KiB, and has so many descriptors open: before the faults and when all is over.
+    Level {
+        at_end: bool,
+        memory: u64,
+        descriptors: u64,
+    },
     /// A key that should not be there at the end.
     Left {
         key: String,
@@ -91,6 +102,8 @@ pub struct Told {
     pub kind: String,
     pub job: u64,
     pub lease: String,
+    /// 0: none.
+    pub runner: u64,
 }
 
 /// Where an actor writes. Clones write to the same place.

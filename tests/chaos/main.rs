@@ -5,16 +5,21 @@
 #![allow(unreachable_pub, reason = "all of it is for this binary")]
 
 mod check;
+mod clocks;
 mod faults;
 mod history;
+mod moved;
 mod planted;
+mod points;
 mod proxy;
 mod rails;
 mod rig;
 mod runner;
 mod servers;
+mod spans;
 #[path = "../support/mod.rs"]
 mod support;
+mod waits;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,6 +39,9 @@ struct Run {
 
 async fn run(topology: Topology, seed: u64, for_so_long: Duration) -> Run {
     let rig = Rig::start(topology, seed, JOBS_PER_SECOND).await;
+    tokio::time::sleep(Duration::from_secs(1)).await; // jobs come
+    let measured = rig.clone();
+    tokio::task::spawn_blocking(move || measured.note_levels(false)).await.expect("no panic");
     let faults: BTreeMap<String, u64> = faults::run(&rig, seed, for_so_long).await;
     let (verdict, history) = rig.end().await;
     if let Some(path) = std::env::var_os("CHAOS_HISTORY") {
@@ -41,10 +49,10 @@ async fn run(topology: Topology, seed: u64, for_so_long: Duration) -> Run {
         std::fs::write(path, lines).expect("the history is written");
     }
     let report = json!({
-        "seed": seed, "topology": topology.name(), "jobs": verdict.jobs, "faults": faults, "lost": verdict.lost,
+        "seed": seed, "topology": topology.name(), "jobs": verdict.jobs, "in_doubt": verdict.in_doubt, "faults": faults, "lost": verdict.lost,
         "doubled": verdict.doubled, "done_after_cancel": verdict.done_after_cancel, "events_lost": verdict.events_lost,
         "order_broken": verdict.order_broken, "invented": verdict.invented, "leaked_keys": verdict.leaked_keys,
-        "longest_gap_ms": verdict.longest_gap / 1_000,
+        "idle": verdict.idle, "grown": verdict.grown, "longest_gap_ms": verdict.longest_gap / 1_000,
     });
     println!("{report}");
     for wrong in &verdict.wrong {

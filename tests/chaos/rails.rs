@@ -1,8 +1,8 @@
 //! A Rails: publishes jobs, cancels some, and applies events. It dies now and then, between any two steps.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redis::streams::{StreamReadOptions, StreamReadReply};
 use redis::{Commands, Connection, RedisResult};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::history::{Notes, Told, What, pause};
 use super::servers::Directory;
@@ -19,9 +19,13 @@ use super::servers::Directory;
 /// Waits for a replica no longer than this; then it tries again.
 const WAIT_MS: u32 = 1_000;
 const GROUP: &str = "rails";
+/// What has not ended so long after it was published is published again, where it may have been lost.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// The kinds of tags that jobs have.
-pub const TAGS: [&str; 3] = ["", "red", "blue"];
+const TAGS: [&str; 3] = ["", "red", "blue"];
+/// So many tenants have runners of their own.
+pub const GROUPS_WITH_RUNNERS: u64 = 2;
 
 /// What it is told.
 #[derive(Clone)]
@@ -31,20 +35,24 @@ pub struct Orders {
     pub events: String,
     /// A write counts once so many replicas have it.
     pub replicas: u8,
+    /// Whether what was acknowledged may be lost.
+    pub publishes_again: bool,
     pub jobs_per_second: u64,
     pub seed: u64,
     pub notes: Notes,
 }
 
-/// Its two threads.
+/// Its records of jobs whose end it was not told: when each was published last, and its message.
+type Unended = Arc<Mutex<BTreeMap<u64, (Instant, String)>>>;
+
+/// Its threads.
 pub struct Rails {
     orders: Orders,
     publishing: Arc<AtomicBool>,
     reading: Arc<AtomicBool>,
-    published: Arc<AtomicU64>,
-    ended: Arc<AtomicU64>,
+    unended: Unended,
     publisher: Option<JoinHandle<()>>,
-    reader: Option<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 // === impl Rails ===
@@ -52,25 +60,23 @@ pub struct Rails {
 impl Rails {
     pub fn start(orders: Orders) -> Self {
         let (publishing, reading) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
-        let (published, ended) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let publisher = {
-            let (orders, go_on, published) = (orders.clone(), publishing.clone(), published.clone());
-            std::thread::spawn(move || publish_all(&orders, &go_on, &published))
+        let unended = Unended::default();
+        let start = |go_on: &Arc<AtomicBool>, does: fn(&Orders, &AtomicBool, &Unended)| {
+            let (orders, go_on, unended) = (orders.clone(), go_on.clone(), unended.clone());
+            std::thread::spawn(move || does(&orders, &go_on, &unended))
         };
-        let reader = {
-            let (orders, go_on, ended) = (orders.clone(), reading.clone(), ended.clone());
-            std::thread::spawn(move || read_all(&orders, &go_on, &ended))
-        };
-        Self { orders, publishing, reading, published, ended, publisher: Some(publisher), reader: Some(reader) }
+        let publisher = start(&publishing, publish_all);
+        let mut readers = vec![start(&reading, read_all)];
+        if orders.publishes_again {
+            readers.push(start(&reading, publish_again));
+        }
+        Self { publishing, reading, publisher: Some(publisher), readers, unended, orders }
     }
 
-    /// Registers runners with their tags, before anything else.
-    pub fn register(orders: &Orders, runners: &[(u64, String, Vec<String>)]) {
-        for (id, token_sha256, tags) in runners {
-            let record = json!({
-                "id": id, "token_sha256": token_sha256, "type": "instance", "tags": tags, "run_untagged": true,
-            });
-            until_acknowledged(orders, &mut None, "runner.upserted", &record.to_string());
+    /// Registers runners, before anything else.
+    pub fn register(orders: &Orders, runners: &[Value]) {
+        for runner in runners {
+            until_acknowledged(orders, &mut None, "runner.upserted", &runner.to_string());
         }
     }
 
@@ -82,16 +88,16 @@ impl Rails {
         }
     }
 
-    /// How many jobs were published, and how many of these have ended as far as it was told.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.published.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed))
+    /// Whether it was told the end of every job.
+    pub fn knows_all_ends(&self) -> bool {
+        self.unended.lock().expect("no panic").is_empty()
     }
 
     /// Applies what there is, and then notes all that is in the stream.
     pub fn end(mut self) {
         self.stop_publishing();
         self.reading.store(false, Ordering::Relaxed);
-        if let Some(reader) = self.reader.take() {
+        for reader in self.readers.drain(..) {
             reader.join().expect("the reader does not panic");
         }
         let mut connection = self.orders.directory.connect(&self.orders.events).expect("connects");
@@ -112,7 +118,7 @@ impl Rails {
     }
 }
 
-fn publish_all(orders: &Orders, go_on: &AtomicBool, published: &AtomicU64) {
+fn publish_all(orders: &Orders, go_on: &AtomicBool, unended: &Unended) {
     let mut random = StdRng::seed_from_u64(orders.seed);
     let mut connection = None;
     let mut cancels: VecDeque<(Instant, u64, u64)> = VecDeque::new();
@@ -127,15 +133,19 @@ fn publish_all(orders: &Orders, go_on: &AtomicBool, published: &AtomicU64) {
         let tags: Vec<String> = [tag.to_owned()].into_iter().filter(|tag| !tag.is_empty()).collect();
         let runs_ms =
             if random.random_ratio(1, 20) { random.random_range(500..3_000) } else { random.random_range(1..200) };
+        let project = random.random_range(0..3);
+        // Of a project: one in three leaves all to its group's runners, where its group has some; one in three has none of these.
+        let (instance, group) = (project != 2 || tenant > GROUPS_WITH_RUNNERS, project != 1);
         let data = json!({
-            "id": job, "project_id": tenant * 10 + random.random_range(0..3), "namespace_ids": [tenant], "tags": tags,
+            "id": job, "project_id": tenant * 10 + project, "namespace_ids": [tenant], "tags": tags,
+            "instance_runners": instance, "group_runners": group, "protected": random.random_bool(0.5), "requires": [],
             "priority": random.random_range(-2..=2), "max_attempts": random.random_range(1..=3), "timeout_s": 600,
             "payload": {"runs_ms": runs_ms},
         });
-        orders.notes.add(What::Tried { job, tags });
+        orders.notes.add(What::Tried { job, data: data.clone() });
+        unended.lock().expect("no panic").insert(job, (Instant::now(), data.to_string()));
         until_acknowledged(orders, &mut connection, "job.pending", &data.to_string());
         orders.notes.add(What::Published { job });
-        published.fetch_add(1, Ordering::Relaxed);
         if random.random_ratio(1, 50) {
             until_acknowledged(orders, &mut connection, "job.pending", &data.to_string()); // once more
         }
@@ -148,6 +158,24 @@ fn publish_all(orders: &Orders, go_on: &AtomicBool, published: &AtomicU64) {
             until_acknowledged(orders, &mut connection, "job.canceled", &data.to_string());
         }
         pause(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Publishes again what may be lost: that changes nothing of a job that is known.
+fn publish_again(orders: &Orders, go_on: &AtomicBool, unended: &Unended) {
+    let mut connection = None;
+    while go_on.load(Ordering::Relaxed) {
+        pause(Duration::from_millis(500));
+        let mut old = Vec::new();
+        for (at, data) in unended.lock().expect("no panic").values_mut() {
+            if at.elapsed() >= AGAIN_AFTER {
+                *at = Instant::now();
+                old.push(data.clone());
+            }
+        }
+        for data in old {
+            until_acknowledged(orders, &mut connection, "job.pending", &data);
+        }
     }
 }
 
@@ -181,14 +209,14 @@ fn is_replicated(orders: &Orders, connection: &mut Connection) -> RedisResult<bo
     Ok(have >= orders.replicas)
 }
 
-fn read_all(orders: &Orders, go_on: &AtomicBool, ended: &AtomicU64) {
+fn read_all(orders: &Orders, go_on: &AtomicBool, unended: &Unended) {
     let mut random = StdRng::seed_from_u64(orders.seed ^ 1);
     let mut seen = std::collections::HashSet::new();
     let mut connection: Option<Connection> = None;
     let mut from = "0".to_owned(); // what it had read before it died comes first
     loop {
         let last_look = !go_on.load(Ordering::Relaxed);
-        match read(orders, &mut connection, &mut random, &mut seen, &from, ended) {
+        match read(orders, &mut connection, &mut random, &mut seen, &from, unended) {
             Ok(0) if from == ">" && last_look => return,
             Ok(0) => ">".clone_into(&mut from),
             Ok(_) => {}
@@ -207,7 +235,7 @@ fn read(
     random: &mut StdRng,
     seen: &mut std::collections::HashSet<String>,
     from: &str,
-    ended: &AtomicU64,
+    unended: &Unended,
 ) -> RedisResult<usize> {
     let dies = || redis::RedisError::from(std::io::Error::other("it died"));
     let connection = match connection {
@@ -237,7 +265,7 @@ fn read(
             && seen.insert(told.id.clone())
         {
             if ["job.finished", "job.failed", "job.canceled"].contains(&&*told.kind) {
-                ended.fetch_add(1, Ordering::Relaxed);
+                unended.lock().expect("no panic").remove(&told.job);
             }
             orders.notes.add(What::Applied(told));
         }
@@ -259,5 +287,6 @@ fn told(fields: &std::collections::HashMap<String, redis::Value>) -> Option<Told
         kind: event.event_type.to_string(),
         job: event.id?.0,
         lease: event.lease_id.map(|id| id.to_string()).unwrap_or_default(),
+        runner: event.runner_id.map(|id| id.0).unwrap_or_default(),
     })
 }

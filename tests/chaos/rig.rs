@@ -5,21 +5,27 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use super::check::Verdict;
+use super::clocks::{Clock, Clocks};
 use super::history::{Notes, Record, What, now, pause, read_notes};
 use super::proxy::Proxy;
-use super::rails::{Orders, Rails, TAGS};
+use super::rails::{GROUPS_WITH_RUNNERS, Orders, Rails};
 use super::runner::ManagerProcess;
+use super::runner::SLOTS;
 use super::servers::{Servers, Topology};
 use crate::support::processes::PodProcess;
 
 const PODS: usize = 3;
 const MANAGERS: usize = 6;
-const SLOTS: u32 = 4;
+/// After the last fault leases may have to run out, and runners and pods to find each other.
+const SETTLES_IN: Duration = Duration::from_secs(10);
+/// For so long jobs come while nothing goes wrong.
+const CALM: Duration = Duration::from_secs(5);
 /// After the last fault, all must have ended by then: a few leases, and what is queued.
 const ENDS_IN: Duration = Duration::from_secs(60);
 /// Keys that belong to a job, a lease or what is queued. None may be there when all has ended.
@@ -40,6 +46,9 @@ pub struct Rig {
     pub notes: Notes,
     pub dir: TempDir,
     pub topology: Topology,
+    /// Of each pod and each manager; they outlive the processes, as hosts do.
+    pub pod_clocks: Vec<Clock>,
+    pub manager_clocks: Vec<Clock>,
     rails: Rails,
     orders: Orders,
     generation: Mutex<usize>,
@@ -50,7 +59,10 @@ pub struct Rig {
 impl Rig {
     pub async fn start(topology: Topology, seed: u64, jobs_per_second: u64) -> Arc<Self> {
         let dir = tempfile::Builder::new().prefix("jr-chaos-").tempdir().expect("a directory");
-        let servers = spawn_blocking(move || Servers::start(topology)).await.expect("no panic");
+        let clocks = Clocks::new(dir.path());
+        let pod_clocks = (0..PODS).map(|at| clocks.of(&format!("pod-{at}"))).collect();
+        let manager_clocks = (0..MANAGERS).map(|at| clocks.of(&format!("manager-{at}"))).collect();
+        let servers = spawn_blocking(move || Servers::start(topology, &clocks)).await.expect("no panic");
         let front = Arc::new(Proxy::new().await);
         let mut back = Vec::new();
         for _ in 0..PODS {
@@ -64,12 +76,12 @@ impl Rig {
             inbox: "jr:inbox".to_owned(),
             events: "{jr:0}:events".to_owned(),
             replicas: topology.replicas(),
+            publishes_again: topology == Topology::Cluster,
             jobs_per_second,
             seed,
             notes: notes.clone(),
         };
-        let of_manager = |at: usize| (at as u64 + 1, hex::encode(Sha256::digest(token(at))), tags(at));
-        let runners: Vec<_> = (0..MANAGERS).map(of_manager).collect();
+        let runners: Vec<Value> = (0..MANAGERS).map(runner).collect();
         let rails = {
             let orders = orders.clone();
             let started = spawn_blocking(move || {
@@ -87,6 +99,8 @@ impl Rig {
             notes,
             dir,
             topology,
+            pod_clocks,
+            manager_clocks,
             rails,
             orders,
             generation: Mutex::new(0),
@@ -106,6 +120,11 @@ impl Rig {
 
     /// Starts a pod under a new name, as a deployment would.
     pub fn start_pod(&self, at: usize, slot: &mut Option<PodProcess>) {
+        self.start_pod_with(at, slot, Vec::new());
+    }
+
+    /// The same with more variables in its environment.
+    pub fn start_pod_with(&self, at: usize, slot: &mut Option<PodProcess>, more: Vec<(String, String)>) {
         let generation = {
             let mut generation = self.generation.lock().expect("no panic");
             *generation += 1;
@@ -127,8 +146,11 @@ impl Rig {
             "--drain-timeout=3s".to_owned(),
             "--keepalive-interval=1s".to_owned(),
             "--keepalive-timeout=1s".to_owned(),
+            // By Redis' clock: longer than it ever jumps ahead, as Rails may publish twice.
+            "--ended-ttl=5h".to_owned(),
         ];
-        *slot = Some(PodProcess::start(&flags, "pod listening"));
+        let environment = self.pod_clocks[at].environment().into_iter().chain(more).collect();
+        *slot = Some(PodProcess::start_with(&flags, "pod listening", environment));
         self.point_front(at, slot.as_ref());
     }
 
@@ -142,17 +164,20 @@ impl Rig {
 
     pub fn stop_pod(&self, at: usize, slot: &mut Option<PodProcess>, signal: Signal) {
         self.point_front(at, None);
-        if let Some(pod) = slot.take() {
-            pod.signal(signal);
+        if let Some(mut pod) = slot.take() {
+            if !pod.is_dead() {
+                pod.signal(signal);
+            }
             pod.gone(Duration::from_secs(5));
         }
     }
 
     pub fn start_manager(&self, at: usize, slot: &mut Option<ManagerProcess>) {
         let manager = format!("manager-{at}");
-        self.notes.add(What::Manager { manager: manager.clone(), tags: tags(at) });
+        self.notes.add(What::Manager { manager: manager.clone(), runner: runner(at) });
         let url = format!("http://{}", self.front.address);
-        *slot = Some(ManagerProcess::start(&url, &token(at), &manager, SLOTS, &self.notes_of(at)));
+        let (notes, clock) = (self.notes_of(at), &self.manager_clocks[at]);
+        *slot = Some(ManagerProcess::start(&url, &token(at), &manager, SLOTS, &notes, clock));
     }
 
     pub fn kill_manager(&self, slot: &mut Option<ManagerProcess>) {
@@ -175,16 +200,19 @@ impl Rig {
 
     fn end_all(mut self) -> (Verdict, Vec<Record>) {
         self.servers.lock().expect("no panic").until_sound();
+        pause(SETTLES_IN);
+        self.notes.add(What::Calm);
+        pause(CALM);
         self.rails.stop_publishing();
         let limit = Instant::now() + ENDS_IN;
         while Instant::now() < limit {
-            let (published, ended) = self.rails.counts();
-            if ended >= published && self.is_idle() {
+            if self.rails.knows_all_ends() && self.is_idle() {
                 break;
             }
             pause(Duration::from_millis(100));
         }
         let left = self.left_behind();
+        self.note_levels(true);
         for slot in &self.managers {
             self.kill_manager(&mut slot.lock().expect("no panic"));
         }
@@ -200,6 +228,15 @@ impl Rig {
         let files = (0..MANAGERS).map(|at| self.dir.path().join(format!("notes-{at}")));
         history.extend(files.flat_map(|file| read_notes(&file)));
         (Verdict::of(&history), history)
+    }
+
+    /// Notes what the pods take.
+    pub fn note_levels(&self, at_end: bool) {
+        for slot in &self.pods {
+            let slot = slot.lock().expect("no panic");
+            let (memory, descriptors) = slot.as_ref().expect("it is up").takes();
+            self.notes.add(What::Level { at_end, memory, descriptors });
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -229,7 +266,21 @@ fn token(at: usize) -> String {
     format!("token-{at}")
 }
 
-/// Of three managers one has no tag, one is red, one is red and blue.
-fn tags(at: usize) -> Vec<String> {
-    TAGS[1..].iter().take(at % TAGS.len()).map(|tag| (*tag).to_owned()).collect()
+/// Six kinds of runners; each kind of job has one at least that may run it.
+fn runner(at: usize) -> Value {
+    let groups: Vec<u64> = (1..=GROUPS_WITH_RUNNERS).collect();
+    let (scope, tags, run_untagged, protected_only) = match at {
+        0 => (json!({"type": "instance"}), json!([]), true, false),
+        1 => (json!({"type": "instance"}), json!(["red"]), true, false),
+        2 => (json!({"type": "instance"}), json!(["red", "blue"]), false, false),
+        3 => (json!({"type": "group", "group_ids": groups}), json!(["red", "blue"]), true, false),
+        4 => (json!({"type": "instance"}), json!(["red", "blue"]), true, true),
+        _ => (json!({"type": "project", "project_ids": [10, 21, 32]}), json!([]), true, false),
+    };
+    let mut runner = json!({
+        "id": at + 1, "token_sha256": hex::encode(Sha256::digest(token(at))), "tags": tags, "run_untagged": run_untagged,
+        "protected_only": protected_only, "paused": false,
+    });
+    runner.as_object_mut().expect("an object").extend(scope.as_object().expect("an object").clone());
+    runner
 }

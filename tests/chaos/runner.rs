@@ -11,9 +11,12 @@ use rustix::process::Signal;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
+use super::clocks::Clock;
 use super::history::NotesFile;
 use crate::support::processes::{freeze, send};
 
+/// How many jobs each runs at a time.
+pub const SLOTS: u32 = 4;
 /// The variable that tells the process who it is; [`TEST`] is what it runs.
 const ORDERS: &str = "CHAOS_RUNNER";
 pub const TEST: &str = "a_runner_of_the_rig";
@@ -28,11 +31,12 @@ pub struct ManagerProcess {
 // === impl ManagerProcess ===
 
 impl ManagerProcess {
-    pub fn start(url: &str, token: &str, manager: &str, slots: u32, notes: &Path) -> Self {
+    pub fn start(url: &str, token: &str, manager: &str, slots: u32, notes: &Path, clock: &Clock) -> Self {
         let orders = json!({"url": url, "token": token, "manager": manager, "slots": slots, "notes": notes});
         let mut child = Command::new(std::env::current_exe().expect("this executable"))
             .args([TEST, "--exact", "--ignored", "--nocapture"])
             .env(ORDERS, orders.to_string())
+            .envs(clock.environment())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

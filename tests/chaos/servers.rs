@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use job_router::redis::{PrivateRedis, PrivateRedisOptions};
 use tempfile::TempDir;
 
+use super::clocks::{Clock, Clocks};
 use super::history::pause;
 
 /// How the servers stand to each other.
@@ -24,6 +25,8 @@ pub enum Topology {
 pub struct Servers {
     topology: Topology,
     nodes: Vec<PrivateRedis>,
+    /// By node.
+    clocks: Vec<Clock>,
     sentinels: Vec<Sentinel>,
 }
 
@@ -35,6 +38,7 @@ struct Sentinel {
 
 /// A key of the partition.
 const PARTITION: &str = "{jr:0}:";
+const INBOX: &str = "jr:inbox";
 const PRIMARIES: usize = 3;
 const SLOTS: usize = 16_384;
 /// The name by which sentinels know the primary.
@@ -75,15 +79,16 @@ impl Topology {
 // === impl Servers ===
 
 impl Servers {
-    pub fn start(topology: Topology) -> Self {
+    pub fn start(topology: Topology, clocks: &Clocks) -> Self {
         if topology == Topology::Cluster {
-            return Self::start_cluster();
+            return Self::start_cluster(clocks);
         }
-        let mut servers = Self { topology, nodes: vec![node(Vec::new())], sentinels: Vec::new() };
+        let mut servers = Self { topology, nodes: Vec::new(), clocks: Vec::new(), sentinels: Vec::new() };
+        servers.add(clocks, Vec::new());
         if topology == Topology::Sentinel {
             let primary = servers.port(0);
             for _ in 0..2 {
-                servers.nodes.push(node(vec![format!("replicaof 127.0.0.1 {primary}")]));
+                servers.add(clocks, vec![format!("replicaof 127.0.0.1 {primary}")]);
             }
             // Before this none could follow yet.
             for at in 0..servers.nodes.len() {
@@ -98,10 +103,11 @@ impl Servers {
         servers
     }
 
-    fn start_cluster() -> Self {
+    fn start_cluster(clocks: &Clocks) -> Self {
         let config = || vec!["cluster-enabled yes".to_owned(), "cluster-node-timeout 2000".to_owned()];
-        let nodes = (0..PRIMARIES * 2).map(|_| node(config())).collect();
-        let servers = Self { topology: Topology::Cluster, nodes, sentinels: Vec::new() };
+        let (nodes, sentinels) = (Vec::new(), Vec::new());
+        let mut servers = Self { topology: Topology::Cluster, nodes, clocks: Vec::new(), sentinels };
+        (0..PRIMARIES * 2).for_each(|_| servers.add(clocks, config()));
         let mut connections: Vec<_> = (0..servers.count()).map(|at| servers.connect(at).expect("connects")).collect();
         for (at, connection) in connections.iter_mut().enumerate() {
             if at > 0 {
@@ -130,6 +136,14 @@ impl Servers {
         }
         servers.until_sound();
         servers
+    }
+
+    fn add(&mut self, clocks: &Clocks, mut config: Vec<String>) {
+        config.extend(["repl-diskless-sync-delay 0", "repl-ping-replica-period 1"].map(str::to_owned));
+        let clock = clocks.of(&format!("redis-{}", self.nodes.len()));
+        let options = PrivateRedisOptions { append_only: true, tcp: true, config, environment: clock.environment() };
+        self.nodes.push(PrivateRedis::start(&options).expect("redis-server starts"));
+        self.clocks.push(clock);
     }
 
     /// Where pods find it; `proxy` stands before the one server.
@@ -162,6 +176,12 @@ impl Servers {
         }
     }
 
+    /// Which node is the primary of the inbox, which is another partition of a cluster.
+    pub fn primary_of_inbox(&self) -> Option<usize> {
+        let port = self.directory().port(INBOX)?;
+        (0..self.nodes.len()).find(|at| self.port(*at) == port)
+    }
+
     /// Which node is the primary, as most sentinels have it.
     pub fn primary(&self) -> Option<usize> {
         let port = self.directory().port(PARTITION)?;
@@ -188,6 +208,10 @@ impl Servers {
 
     pub fn thaw(&self, at: usize) {
         self.nodes[at].resume().expect("goes on");
+    }
+
+    pub fn move_clock(&self, at: usize, ahead_s: i64) {
+        self.clocks[at].move_to(ahead_s);
     }
 
     pub fn count(&self) -> usize {
@@ -236,7 +260,13 @@ impl Servers {
             let mut connection = self.connect(at)?;
             let myself: String = redis::cmd("CLUSTER").arg("NODES").query(&mut connection)?;
             if myself.lines().any(|line| line.contains("myself,slave") && line.contains(&id)) {
-                return redis::cmd("CLUSTER").arg("FAILOVER").exec(&mut connection);
+                redis::cmd("CLUSTER").arg("FAILOVER").exec(&mut connection)?;
+                // It gives up after 5 s, by the servers' clocks.
+                let limit = Instant::now() + Duration::from_secs(6);
+                while self.role(at).is_ok_and(|role| role == "slave") && Instant::now() < limit {
+                    pause(Duration::from_millis(20));
+                }
+                return Ok(());
             }
         }
         Ok(())
@@ -352,12 +382,6 @@ fn connect(port: u16) -> redis::RedisResult<redis::Connection> {
     // Longer than any wait for replicas: an answer that comes late would be taken for the next one's.
     connection.set_read_timeout(Some(Duration::from_secs(3)))?;
     Ok(connection)
-}
-
-fn node(mut config: Vec<String>) -> PrivateRedis {
-    config.extend(["repl-diskless-sync-delay 0", "repl-ping-replica-period 1"].map(str::to_owned));
-    let options = PrivateRedisOptions { append_only: true, tcp: true, config };
-    PrivateRedis::start(&options).expect("redis-server starts")
 }
 
 // === impl Sentinel ===

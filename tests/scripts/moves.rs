@@ -412,7 +412,7 @@ async fn an_expired_lease_fails_the_job_or_queues_it_again_by_its_attempts() {
     world.queue(job(1)).await;
     world.queue(twice).await;
     let (first, second) = (running(&world).await, running(&world).await);
-    let due = world.partition.due(LEASE * 2, 10, 10).await.expect("due").due;
+    let due = world.partition.due(LEASE * 2, LEASE * 4, 10, 10).await.expect("due").due;
     assert_eq!(due.len(), 2);
     let seen = [(first, "0".to_owned()), (second, "7".to_owned())];
     let (expired, _) = world.partition.expire(&name("pod"), TTL, &seen).await.expect("expires");
@@ -438,13 +438,13 @@ async fn all_that_is_due_is_found_once_page_by_page_also_where_deadlines_are_the
     let same: Vec<_> = leases[..4].iter().map(|lease| (lease.job_id, Some(lease.lease_id))).collect();
     world.partition.start(LEASE, &same).await.expect("starts");
     for page in 1..=8 {
-        let due = world.partition.due(LEASE * 2, page, 100).await.expect("due").due;
+        let due = world.partition.due(LEASE * 2, LEASE * 4, page, 100).await.expect("due").due;
         let mut found: Vec<u64> = due.iter().map(|due| due.lease.job_id.0).collect();
         found.sort_unstable();
         assert_eq!(found, (1..=7).collect::<Vec<_>>(), "pages of {page}");
     }
     assert!(
-        world.partition.due(LEASE * 2, 2, 3).await.expect("due").due.len() <= 4,
+        world.partition.due(LEASE * 2, LEASE * 4, 2, 3).await.expect("due").due.len() <= 4,
         "no more pages than were asked for"
     );
 }

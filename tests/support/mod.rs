@@ -5,6 +5,7 @@ pub mod net;
 pub mod pods;
 pub mod processes;
 pub mod raw;
+pub mod rules;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -59,7 +59,11 @@ impl Installation {
 
     /// One with a Redis that no other test uses: to hold up, to count its calls, or to take its rights away.
     pub async fn alone() -> (Self, PrivateRedis) {
-        let server = PrivateRedis::start(&PrivateRedisOptions::default()).expect("redis-server starts");
+        Self::alone_with(PrivateRedisOptions::default()).await
+    }
+
+    pub async fn alone_with(options: PrivateRedisOptions) -> (Self, PrivateRedis) {
+        let server = PrivateRedis::start(&options).expect("redis-server starts");
         let mut installation = Self::new().await;
         installation.config.redis_url = server.url().parse().expect("a URL");
         installation.redis = Redis::connect(&RedisSettings::new(server.url())).await.expect("connects");

@@ -23,12 +23,17 @@ pub struct PodProcess {
 impl PodProcess {
     /// Starts one with these flags and waits until it says `ready`: `pod ready`, or `pod listening`, which needs no Redis.
     pub fn start(flags: &[String], ready: &'static str) -> Self {
+        Self::start_with(flags, ready, Vec::new())
+    }
+
+    /// The same with these variables in its environment.
+    pub fn start_with(flags: &[String], ready: &'static str, environment: Vec<(String, String)>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_job-router"));
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("JOB_ROUTER_")) {
             command.env_remove(name);
         }
         command.args(["serve", "--grpc-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--log-format=json"]);
-        command.args(flags).args(["--end-with-stdin", "--rebuild-hold=0s"]);
+        command.args(flags).args(["--end-with-stdin", "--rebuild-hold=0s"]).envs(environment);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -86,6 +91,20 @@ impl PodProcess {
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }
+    }
+
+    /// Its memory, in KiB, and how many descriptors it has open.
+    pub fn takes(&self) -> (u64, u64) {
+        let process = std::path::Path::new("/proc").join(self.child.id().to_string());
+        let status = std::fs::read_to_string(process.join("status")).expect("it lives");
+        let memory =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+        (memory.expect("a number"), std::fs::read_dir(process.join("fd")).expect("it lives").count() as u64)
+    }
+
+    /// Whether it has died.
+    pub fn is_dead(&mut self) -> bool {
+        self.child.try_wait().expect("ours").is_some()
     }
 
     /// Waits for its end after SIGTERM, whatever it says; kills it where it takes too long.

@@ -82,7 +82,8 @@ async fn read(pod: &Pod, reader: &mut Reader, pending_after: Option<&str>) -> Re
 }
 
 /// Takes over entries that dead pods had read and not acknowledged. A pod is dead when its consumer, which reads all the time,
-/// has not been heard of for long; one that was only slow sees its entries applied twice, which changes nothing.
+/// has not been heard of for long, or when it was buried: how long that is, is by Redis' clock, and one that was set back never says. One
+/// that was only slow sees its entries applied twice, which changes nothing.
 ///
 /// So it does with entries that have been pending with this pod itself for long, the first page of them: a claim whose answer was lost
 /// may have been done later than anything that was asked after it. Those that the pod knows of it passes over.
@@ -95,10 +96,15 @@ async fn claim_all(pod: &Pod, entries_in: &mpsc::Sender<Vec<Entry>>) -> Result<(
     for consumer in consumers.into_array()? {
         let (name, pending, idle_ms) = consumer_of(consumer)?;
         let own = name == pod.name.as_str();
-        if pending == 0 || !own && idle_ms < dead_after {
+        if pending == 0 {
             continue;
         }
-        let idle = if own { dead_after.max(LOST_AFTER.as_millis() as u64) } else { dead_after };
+        let idle = match own {
+            true => dead_after.max(LOST_AFTER.as_millis() as u64),
+            false if idle_ms >= dead_after => dead_after,
+            false if is_buried(pod, &name).await? => 0,
+            false => continue,
+        };
         let page = u64::from(config.inbox_batch);
         while !pod.draining.is_cancelled() {
             let of = [stream(), group(), "IDLE".into(), idle.into()].into_iter();
@@ -123,6 +129,12 @@ async fn claim_all(pod: &Pod, entries_in: &mpsc::Sender<Vec<Entry>>) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Whether a pod of this name has left, or was found dead, which each pod finds on its own clock.
+async fn is_buried(pod: &Pod, name: &str) -> Result<bool, RedisError> {
+    let args = [Arg::from(pod.partitions[0].key("pods")), name.into()];
+    Ok(pod.redis.command("ZSCORE", args).await?.into_option().is_none())
 }
 
 /// Its name, how many entries it has, and for how many ms it was not heard of.
