@@ -1,6 +1,6 @@
 //! Work conserving: while nothing goes wrong, no job waits beside a free slot that may run it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::history::{Micros, Record, What};
 use super::runner::SLOTS;
@@ -15,29 +15,30 @@ pub fn idle_waits(history: &[Record], spans: &[Span]) -> Vec<String> {
     let Some(calm) = history.iter().find(|record| record.what == What::Calm).map(|record| record.at) else {
         return Vec::new();
     };
-    let (mut published, mut over) = (HashMap::new(), HashMap::new());
+    let (mut queued, mut over, mut came_back) = (HashMap::new(), HashMap::new(), HashSet::new());
     let (mut jobs, mut managers) = (HashMap::new(), HashMap::new());
     let end = history.iter().rev().find(|record| !matches!(record.what, What::Written(_))).map_or(calm, |last| last.at);
     for record in history {
         match &record.what {
             What::Tried { job, data } => drop(jobs.insert(*job, data)),
             What::Manager { manager, runner } => drop(managers.insert(manager, runner)),
-            What::Published { job } => drop(published.insert(*job, record.at)),
             What::Began { job, .. } => drop(over.entry(*job).or_insert(record.at)),
-            What::Applied(told) if ["job.canceled", "job.failed"].contains(&&*told.kind) => {
-                over.entry(told.job).or_insert(record.at);
-            }
+            What::Applied(told) if told.kind == "job.queued" => drop(queued.insert(told.job, record.at)),
+            What::Applied(told) if told.kind == "job.requeued" => drop(came_back.insert(told.job)),
+            What::Applied(told) => drop(over.entry(told.job).or_insert(record.at)),
             _ => {}
         }
     }
     let in_calm: Vec<&Span> = spans.iter().filter(|span| span.active.iter().any(|(begin, _)| *begin >= calm)).collect();
     let mut waits = Vec::new();
-    for (job, published) in published {
-        let (from, to) = (published.max(calm), over.get(&job).copied().unwrap_or(end));
-        if to <= from + WAIT_MAX {
+    for (job, queued) in queued {
+        let (from, to) = (queued.max(calm), over.get(&job).copied().unwrap_or(end));
+        // One that came back was not taken in time, as on a machine that is busy with something else.
+        if to <= from + WAIT_MAX || came_back.contains(&job) {
             continue;
         }
-        let mut suitable = managers.iter().filter(|(_, runner)| may_run(runner, &[], jobs[&job]));
+        let Some(data) = jobs.get(&job) else { continue };
+        let mut suitable = managers.iter().filter(|(_, runner)| may_run(runner, &[], data));
         if let Some((manager, _)) = suitable.find(|(manager, _)| is_free(manager, from, to, &in_calm)) {
             waits.push(format!("job {job} waited for {} ms while {manager} had a free slot", (to - from) / 1_000));
         }
