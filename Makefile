@@ -30,11 +30,13 @@ bench: redis-server ## Measure this build on this machine: all of job-router ben
 	$(TARGET)/release/job-router bench roll
 	$(TARGET)/release/job-router bench reconnect
 
-chaos: redis-server ## Let everything fail at random: make chaos SEED=7 MINUTES=10 TOPOLOGY=sentinel (one, cluster); its last line is JSON
-	@report=$$(mktemp); \
-	SEED=$(or $(SEED),1) MINUTES=$(or $(MINUTES),1) TOPOLOGY=$(or $(TOPOLOGY),one) CHAOS_REPORT=$$report \
-		cargo test --locked --test chaos a_run_as_long_as_one_likes -- --ignored --nocapture; \
-	code=$$?; cat $$report; rm -f $$report; exit $$code
+chaos: redis-server ## Let everything fail at random: make chaos SEED=7 MINUTES=10 TOPOLOGY=sentinel (one, cluster), or several: SEED="1 2"; its last lines are JSON
+	@reports=$$(mktemp); code=0; \
+	for topology in $(or $(TOPOLOGY),one); do for seed in $(or $(SEED),1); do \
+		SEED=$$seed MINUTES=$(or $(MINUTES),1) TOPOLOGY=$$topology CHAOS_REPORT=$$reports \
+			cargo test --locked --test chaos a_run_as_long_as_one_likes -- --ignored --nocapture || code=$$?; \
+	done; done; \
+	cat $$reports; rm -f $$reports; exit $$code
 
 redis-server:
 	@command -v redis-server >/dev/null && exit 0; \

@@ -22,6 +22,8 @@ mod support;
 mod waits;
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::time::Duration;
 
 use check::Verdict;
@@ -94,7 +96,8 @@ async fn a_run_as_long_as_one_likes() {
     let for_so_long = Duration::from_secs_f64(number("MINUTES", 1.0) * 60.0);
     let run = run(topology, number("SEED", 1.0) as u64, for_so_long).await;
     if let Some(path) = std::env::var_os("CHAOS_REPORT") {
-        std::fs::write(path, format!("{}\n", run.report)).expect("the report is written");
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        writeln!(file.expect("the report opens"), "{}", run.report).expect("the report is written");
     }
     assert!(run.verdict.is_clean(), "{:#?}", run.verdict.wrong);
 }
