@@ -101,6 +101,7 @@ async fn link(near: TcpStream, backend: String, weather: watch::Receiver<Weather
 
 async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>, replies: bool) {
     let mut bytes = vec![0; 64 * 1024];
+    let mut has_gap = false;
     while let Ok(count) = from.read(&mut bytes).await
         && count > 0
     {
@@ -109,9 +110,12 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watc
             Weather::Clear => {}
             Weather::Stalled => drop(weather.wait_for(|weather| *weather != Weather::Stalled).await),
             Weather::Slow(late) => tokio::time::sleep(late).await,
-            Weather::HalfOpen => continue,
-            Weather::RepliesLost if replies => continue,
-            Weather::RepliesLost => {}
+            Weather::HalfOpen => has_gap = true,
+            Weather::RepliesLost => has_gap |= replies,
+        }
+        // Whatever the weather becomes before the connection is cut: TCP hands on no byte after one that is missing.
+        if has_gap {
+            continue;
         }
         if to.write_all(&bytes[..count]).await.is_err() {
             return;

@@ -1,11 +1,11 @@
 //! The Redis of a run: one server, a primary with replicas and sentinels, or a cluster.
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+mod sentinel;
+
 use std::time::{Duration, Instant};
 
 use job_router::redis::{PrivateRedis, PrivateRedisOptions};
-use tempfile::TempDir;
+use sentinel::{SERVICE, Sentinel};
 
 use super::clocks::{Clock, Clocks};
 use super::history::pause;
@@ -30,21 +30,11 @@ pub struct Servers {
     sentinels: Vec<Sentinel>,
 }
 
-struct Sentinel {
-    process: Child,
-    port: u16,
-    _dir: TempDir,
-}
-
 /// A key of the partition.
 const PARTITION: &str = "{jr:0}:";
 const INBOX: &str = "jr:inbox";
 const PRIMARIES: usize = 3;
 const SLOTS: usize = 16_384;
-/// The name by which sentinels know the primary.
-const SERVICE: &str = "main";
-/// How long a primary may be silent before sentinels replace it.
-const DOWN_AFTER_MS: u32 = 1_000;
 /// How long servers have to find each other by themselves.
 const OPERATOR_COMES_AFTER: Duration = Duration::from_secs(10);
 
@@ -412,41 +402,4 @@ fn connect(port: u16) -> redis::RedisResult<redis::Connection> {
     // Longer than any wait for replicas: an answer that comes late would be taken for the next one's.
     connection.set_read_timeout(Some(Duration::from_secs(3)))?;
     Ok(connection)
-}
-
-// === impl Sentinel ===
-
-impl Sentinel {
-    fn start(primary: u16) -> Self {
-        let dir = tempfile::Builder::new().prefix("jr-sentinel-").tempdir().expect("a directory");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
-        let path: PathBuf = dir.path().join("sentinel.conf");
-        let text = format!(
-            "bind 127.0.0.1\nport {port}\ndir {}\nlogfile {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 2\n\
-             sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\nsentinel failover-timeout {SERVICE} 3000\n\
-             sentinel parallel-syncs {SERVICE} 2\n",
-            dir.path().display(),
-            dir.path().join("log").display(),
-        );
-        std::fs::write(&path, text).expect("written");
-        // It ends with us, whatever ends us: its shell waits for the end of a pipe that we hold.
-        let process = Command::new("/bin/sh")
-            .args(["-c", r#"redis-server "$1" --sentinel </dev/null & read -r _; kill -KILL $!"#, "sentinel"])
-            .arg(&path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("a sentinel starts");
-        Self { process, port, _dir: dir }
-    }
-}
-
-impl Drop for Sentinel {
-    fn drop(&mut self) {
-        drop(self.process.stdin.take());
-        let _ = self.process.wait();
-    }
 }

@@ -740,6 +740,32 @@ async fn a_bucket_that_emptied_while_its_scope_was_forbidden_is_mended_when_it_i
 }
 
 #[tokio::test]
+async fn what_stands_in_lanes_of_a_scope_that_was_closed_is_swept_away_and_comes_back_when_it_opens() {
+    let scopes = [Scope::Instance, Scope::Group(1)];
+    let world = World::with_scopes(&scopes).await;
+    let long = Duration::from_secs(3600);
+    let sweep = async || world.partition.sweep("0", long, 1000, long).await.expect("sweeps").1;
+    let close = async |scope: &str| drop(world.command("ZREM", &[&format!("{}scopes", world.prefix), scope]).await);
+    world.queue(job(1)).await;
+    for scope in ["instance", "group:1"] {
+        close(scope).await;
+        assert_eq!(sweep().await.len(), 1, "the other's lane");
+        assert!(sweep().await.iter().all(|(lane, _)| lane.scope.to_string() != scope));
+        world.open(if scope == "instance" { scopes[0] } else { scopes[1] }).await;
+        assert_eq!(sweep().await.len(), 2, "queued jobs stand in the lanes of {scope} again");
+    }
+    // Its project's next bucket is told that the scope is closed, and that is all that the last job to leave goes by.
+    close("group:1").await;
+    let priority = Priority::new(1).expect("in range");
+    world.queue(PendingJob { priority, ..job(2) }).await;
+    for taken in take_from(&world, instance_lane(), 2).await {
+        world.finish(taken.lease).await;
+    }
+    sweep().await;
+    assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
 async fn a_scope_that_opens_while_a_known_project_has_nothing_queued_gets_its_next_job() {
     let world = instance_world().await;
     world.queue(job(1)).await;
