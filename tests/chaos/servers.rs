@@ -213,10 +213,12 @@ impl Servers {
     /// Waits until there is one primary, which every other node follows; in a cluster until each node finds all slots served.
     pub fn until_sound(&mut self) {
         let start = Instant::now();
+        let mut alone_since = start;
         while !self.is_sound() {
             assert!(start.elapsed() < Duration::from_secs(60), "the servers find each other in time: {}", self.told());
-            if start.elapsed() > OPERATOR_COMES_AFTER {
-                self.start_stopped_again();
+            if alone_since.elapsed() > OPERATOR_COMES_AFTER {
+                self.start_stopped_again(); // it says that it has failed for 2 s more
+                alone_since = Instant::now();
             }
             pause(Duration::from_millis(50));
         }
