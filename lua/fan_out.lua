@@ -11,14 +11,14 @@
 -- ARGV[3]  affinity_ms     how long it is remembered which runner ran jobs with a key; 0: not at all
 -- ARGV[4]  affinity_wait_ms how long a job waits for the manager that had its key last, from when it was queued
 -- ARGV[5]  n               how many slots come along
--- ARGV[6…] per slot, 6:    id of the job that it is for, scope, rank, lease id, runner id, system id. The pod has matched them
+-- ARGV[6…] per slot, 6:    id of the job that it is for, scope, rank, offer id, runner id, system id. The pod has matched them
 -- then     per job, 10:    id, inbox entry id, project id, facts ('<tenant key> <instance_runners> <group_runners>
 --                          <namespaces joined by ','>'; 0 or 1), fingerprint, capability as JSON, priority, queued_at_ms,
 --                          max_attempts, order (a line of JSON for the pod that hands it out, then the payload)
 --
--- Returns {outcomes, projects, lanes, leases}: per job OK or KNOWN; projects whose buckets must be indexed anew
---         (`index`), as its scopes changed; lanes in which the calling pod waited and now has work; lease ids of the
---         slots whose jobs were handed over: nobody stood before these, so they passed through the queue at once.
+-- Returns {outcomes, projects, lanes, jobs}: per job OK or KNOWN; projects whose buckets must be indexed anew
+--         (`index`), as its scopes changed; lanes in which the calling pod waited and now has work; the jobs
+--         that were handed over, {job id, lease id}: nobody stood before these, so they passed through the queue at once.
 -- Cost O(jobs · scopes of a project that some runner has)
 --
 -- uses: base reply event score pause policy affinity wake version project bucket order index group count job assign
@@ -126,7 +126,7 @@ local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_a
   wake_for(fp, project_id, me, woken, mine, affinity_ms ~= '0' and order)
 end
 
-local slot_of = {} -- job -> where its slot begins: lease id, runner id, system id; the scope and the rank are before them
+local slot_of = {} -- job -> where its slot begins: offer id, runner id, system id; the scope and the rank are before them
 for at = FIRST - 3, 9, -6 do slot_of[ARGV[at - 3]] = at end
 
 -- Whether a new job may go to its slot at once: nobody stands before it, no better slot waits, and nothing holds it up.
@@ -155,14 +155,14 @@ local due = string.format('%.0f', NOW + accept_ms)
 local function hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
   emit('queued', id, '0', '') -- what fails here has left nothing in the bucket
   local entry_id = add_entry(id, name, fp, capability, queued_at_ms)
-  local done, failure = pcall(function()
+  local done, result = pcall(function()
     call('XREADGROUP', 'GROUP', GROUP, me, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
     if affinity_ms ~= '0' then remember_affinity(order, slot, ARGV[slot - 1], me, affinity_ms) end
-    assign(id, '1', ARGV[slot - 2], project_id, slot, me, due, first_fields(name, entry_id, project_id, max_attempts))
+    return assign(id, '1', ARGV[slot - 2], project_id, slot, me, due, first_fields(name, entry_id, project_id, max_attempts))
   end)
-  or_forget(name, entry_id, not done and failure)
+  or_forget(name, entry_id, not done and result)
   count_taken(id, ARGV[slot - 2], project_id)
-  handed[#handed + 1] = ARGV[slot]
+  handed[#handed + 1] = { id, result }
 end
 
 -- A job that is here: an earlier call may have handed it over, or not have woken anybody; and what an error cut off there
@@ -176,9 +176,9 @@ local function again(slot, id, project_id, fp, order)
       indexed[name] = true
     end
     wake_for(fp, project_id, me, woken, mine, affinity_ms ~= '0' and order)
-  elseif slot and f[1] == 'assigned' and lease_parts(f[2]) == ARGV[slot] then
+  elseif slot and f[1] == 'assigned' and lease_parts(f[2]) == lease_of(slot, id, '1') then
     assigned_before(id, f[2], f[3], due)
-    handed[#handed + 1] = ARGV[slot]
+    handed[#handed + 1] = { id, lease_of(slot, id, '1') }
   end
 end
 

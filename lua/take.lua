@@ -1,6 +1,6 @@
 -- take: move the fairest eligible jobs from their buckets to free slots of this pod's runners.
 --
--- Called by stage `take` for one runner class. Safe to repeat with the same lease ids: the jobs taken by the
+-- Called by stage `take` for one runner class. Safe to repeat with the same offers: the jobs taken by the
 -- first call are answered again, and what an error cut off is completed: it has left the jobs where they stood, or noted which job
 -- goes to which slot.
 --
@@ -12,11 +12,11 @@
 -- ARGV[5]  rank            of its class; a lane in which a pod of a lower rank waits is left to that one
 -- ARGV[6]  n               how many lanes
 -- ARGV[7…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
--- then     per free slot, 3: lease id, runner id, system id; none: pass a wake on
+-- then     per free slot, 3: offer id, runner id, system id; none: pass a wake on
 --
--- Returns {jobs, lanes, held}. Per job {lease id, job id, lane, attempt, order}: of the slots' managers it has the one that
---         ran its key last, if that one has a slot here, else the first slot that is left. Slots left over: the pod now waits in every
---         lane asked; none left: in none of them. Lanes: those to ask again, as work is left that the index hid.
+-- Returns {jobs, lanes, held}. Per job {number of its slot, lease id, job id, lane, attempt, order}: of the slots' managers it has
+--         the one that ran its key last, if that one has a slot here, else the first slot that is left. Slots left over: the pod now
+--         waits in every lane asked; none left: in none of them. Lanes: those to ask again, as work is left that the index hid.
 --         Tenants of equal share go by the head of the bucket that stands first; that may be outdated where its
 --         project has started jobs from another lane since. In a paused lane the pod just waits.
 -- Cost O(slots · log tenants + lanes)
@@ -58,10 +58,11 @@ local due = string.format('%.0f', NOW + accept_ms)
 -- it still is the slot's.
 local function assigned_again(job, slot, scope, order)
   local _, project_id = bucket_parts(job.bucket)
-  if job.state == 'assigned' and job.lease_id == ARGV[slot] then
+  local is_slots = job.lease_id == lease_of(slot, job.id, job.attempt)
+  if job.state == 'assigned' and is_slots then
     assigned_before(job.id, job.lease, job.bucket, due)
     return job.attempt
-  elseif job.state == 'queued' and job.lease_id ~= ARGV[slot] and entry_holder(job.bucket, job.entry_id) == me then
+  elseif job.state == 'queued' and not is_slots and entry_holder(job.bucket, job.entry_id) == me then
     local attempt = tostring(job.attempt + 1)
     if affinity_ms ~= '0' then remember_affinity(order, slot, rank, me, affinity_ms) end
     assign(job.id, attempt, scope, project_id, slot, me, due)
@@ -70,7 +71,7 @@ local function assigned_again(job, slot, scope, order)
   end
 end
 
--- The reply of an earlier call with these leases was lost: give it again.
+-- The reply of an earlier call with these offers was lost: give it again.
 local function repeated()
   local notes = call('GET', took)
   if not notes then return nil end
@@ -80,7 +81,7 @@ local function repeated()
     local job = id and load_job(id)
     local order = job and call('GET', P .. 'order:' .. id)
     local attempt = job and assigned_again(job, slot_at(nth), scope, order)
-    if attempt then jobs[#jobs + 1] = { ARGV[slot_at(nth)], id, scope .. ':' .. fp, attempt, order } end
+    if attempt then jobs[#jobs + 1] = { nth, lease_of(slot_at(nth), id, attempt), id, scope .. ':' .. fp, attempt, order } end
   end
   write_assigned(me)
   return jobs
@@ -246,8 +247,8 @@ local function assign_all(of_nth)
     local job = of_nth[nth]
     if job then
       if affinity_ms ~= '0' then remember_affinity(job.order, slot_at(nth), rank, me, affinity_ms) end
-      assign(job.id, job.attempt, job.scope, job.project_id, slot_at(nth), me, due)
-      jobs[#jobs + 1] = { ARGV[slot_at(nth)], job.id, job.lane, job.attempt, job.order }
+      local lease_id = assign(job.id, job.attempt, job.scope, job.project_id, slot_at(nth), me, due)
+      jobs[#jobs + 1] = { nth, lease_id, job.id, job.lane, job.attempt, job.order }
     end
   end
   return jobs

@@ -63,13 +63,19 @@ numeric_id!(
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tenant(Arc<str>);
 
-/// Ownership of a job by one runner, for a time: 112 random bits, never used twice, behind the 16 bits of the
-/// job's partition, so that a runner's word about a lease finds its way on any pod.
+/// Ownership of a job by one runner, for a time: 112 bits, never used twice, behind the 16 bits of the job's
+/// partition, so that a runner's word about a lease finds its way on any pod.
 ///
-/// Scripts compare it for equality only. A counter kept in Redis would be no fence: after a
-/// failover the promoted replica hands out the same number again.
+/// Scripts make it of the [`OfferId`] of the slot, the job and the attempt, and compare it for equality only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId([u8; 16]);
+
+/// One offer of a free slot: 112 random bits behind the 16 bits of the partition. It may come again, when an answer was
+/// lost; the leases that are made of it are told apart by their jobs and attempts.
+///
+/// Random, as a counter kept in Redis would be no fence: after a failover the promoted replica hands out the same number again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OfferId(LeaseId);
 
 /// A job's rank within its tenant, −2 to 2; higher goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -172,7 +178,7 @@ impl Tenant {
 // === impl LeaseId ===
 
 impl LeaseId {
-    /// A new lease id for a job of this partition, from the thread's cryptographic generator.
+    /// An id that nothing else has, from the thread's cryptographic generator.
     pub fn random(partition: u16) -> Self {
         let mut bits = [0; 16];
         bits[..2].copy_from_slice(&partition.to_be_bytes());
@@ -210,6 +216,21 @@ impl FromStr for LeaseId {
             Ok(()) if lower => Ok(Self(bits)),
             _ => Err(Malformed("must be 32 lower-case hex digits")),
         }
+    }
+}
+
+// === impl OfferId ===
+
+impl OfferId {
+    /// A new offer, for a job of this partition.
+    pub fn random(partition: u16) -> Self {
+        Self(LeaseId::random(partition))
+    }
+}
+
+impl fmt::Display for OfferId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

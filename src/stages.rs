@@ -191,11 +191,6 @@ impl Pod {
         Terms { accept_timeout, affinity_memory, affinity_wait }
     }
 
-    /// A new lease id for a job of a partition.
-    pub fn new_lease(&self, partition: u16) -> LeaseId {
-        LeaseId::random(partition)
-    }
-
     /// Makes a call until Redis has done it, with growing pauses. Every script may be repeated (invariant 6), so a lost
     /// reply is one more try. The wakes in it are lost for good: after a repeat the take stage trusts nothing it waits for.
     pub async fn until_done<T, F>(&self, what: &'static str, mut call: impl FnMut() -> F) -> Result<T, Undone>

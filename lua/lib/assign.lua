@@ -11,9 +11,17 @@ local function count_taken(id, scope, project_id)
   end
 end
 
--- It goes to a slot, whose ARGV begin at `slot`: lease id, runner id, system id. More fields of its record may follow.
+-- The lease of a slot on a job, in the partition that the offer names. A call may come again when nobody knows of the first one
+-- any more, and the slot then has another job, or the same one later: that is never the same lease.
+local function lease_of(slot, id, attempt)
+  local offer = ARGV[slot]
+  return string.sub(offer, 1, 4) .. string.sub(redis.sha1hex(offer .. ' ' .. id .. ' ' .. attempt), 1, 28)
+end
+
+-- It goes to a slot, whose ARGV begin at `slot`: offer id, runner id, system id. More fields of its record may follow.
+-- Answers the lease id.
 local function assign(id, attempt, scope, project_id, slot, me, due, ...)
-  local lease_id = ARGV[slot]
+  local lease_id = lease_of(slot, id, attempt)
   local tenant = project(project_id).tenant -- who pays may have changed since it was queued
   local held_by = holder(lease_id, ARGV[slot + 1], ARGV[slot + 2], me)
   emit('assigned', id, attempt, held_by)
@@ -21,6 +29,7 @@ local function assign(id, attempt, scope, project_id, slot, me, due, ...)
     'holder', held_by, 'since_ms', NOW_TEXT, ...)
   new_ids[#new_ids + 1] = id
   new_deadlines[#new_deadlines + 1], new_deadlines[#new_deadlines + 2] = due, id
+  return lease_id
 end
 
 -- The end of every script that assigns.

@@ -11,7 +11,7 @@
 --                         job.pending, answers a repeated finish
 -- deadlines       zset    job -> when to look at its state; the only index of time
 -- pod:<pod>:jobs  set     what a pod holds
--- took:<lease id> string  the jobs of a take, '<job>@<lane>' or '-' per slot, by the first lease id it offered: the answer to a
+-- took:<offer id> string  the jobs of a take, '<job>@<lane>' or '-' per slot, by the first offer: the answer to a
 --                         repeated call
 
 local DEADLINES = P .. 'deadlines'

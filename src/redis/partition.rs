@@ -19,7 +19,7 @@ use crate::job::{JobId, Lease, LeaseId, Name, PendingJob, ProjectId, Tenant};
 use crate::runner::{Lane, Scope};
 use crate::tags::{Capability, Fingerprint};
 pub use jobs::{FannedOut, HandOver, Manager, Offer, PassedOver, Taken, TakenJob, Terms};
-use jobs::{held_of, push_job, push_offer, push_terms, taken_of};
+use jobs::{handed_of, push_job, push_offer, push_terms, taken_of};
 pub use leases::{Due, Empty, Expired, Heartbeat, Look, Record, Remembered, Renewed, Report, Return, Started};
 use leases::{due_of, lease_arg, renew_args, renewed_of_all, started_of};
 pub use mail::Mail;
@@ -68,7 +68,7 @@ impl Partition {
             outcomes: outcomes_of(outcomes)?,
             changed: changed.into_array()?.iter().map(parse).collect::<Result<_, _>>()?,
             wakes: lanes_of(wakes)?,
-            handed: handed.into_array()?.iter().map(parse).collect::<Result<_, _>>()?,
+            handed: handed.into_array()?.into_iter().map(handed_of).collect::<Result<_, _>>()?,
         })
     }
 
@@ -89,12 +89,7 @@ impl Partition {
         for offer in offers {
             push_offer(&mut args, offer);
         }
-        let [jobs, again, held] = self.call_durably(&scripts::TAKE, args).await?.into_tuple()?;
-        Ok(Taken {
-            jobs: jobs.into_array()?.into_iter().map(taken_of).collect::<Result<_, _>>()?,
-            again: lanes_of(again)?,
-            held: held.into_array()?.into_iter().map(held_of).collect::<Result<_, _>>()?,
-        })
+        taken_of(self.call_durably(&scripts::TAKE, args).await?)
     }
 
     /// `start`: records accepted jobs as running; answers the record of each that does.

@@ -23,7 +23,7 @@ use tracing::{debug, info};
 
 use super::{Pod, Queueing, Slot, ToTake, Undone, between};
 use crate::contract::{self, Limits, Message};
-use crate::job::{JobId, LeaseId, PendingJob, ProjectId, Tenant};
+use crate::job::{JobId, Lease, PendingJob, ProjectId, Tenant};
 use crate::redis::scripts::Outcome;
 use crate::redis::{Entry, FannedOut, HandOver, Reader, Report, TakenJob};
 use crate::runner::{Lane, Scope};
@@ -281,13 +281,14 @@ impl FanOut {
     }
 
     /// Tells what became of the slots for these jobs.
-    async fn slots_done(&self, number: u16, jobs: &[(String, PendingJob)], slots: &mut Vec<Slot>, handed: &[LeaseId]) {
+    async fn slots_done(&self, number: u16, jobs: &[(String, PendingJob)], slots: &mut Vec<Slot>, handed: &[Lease]) {
         let of_these = slots.extract_if(.., |slot| jobs.iter().any(|(_, job)| job.id == slot.hand_over.job_id));
         let done = of_these.map(|slot| {
-            let HandOver { job_id, lane, offer, .. } = &slot.hand_over;
-            let handed = handed.contains(&offer.lease_id);
-            let entry = jobs.iter().find(|(_, job)| handed && job.id == *job_id);
-            let job = entry.map(|(entry_id, job)| TakenJob::handed_over(entry_id, job, *lane, offer.lease_id));
+            let HandOver { job_id, lane, .. } = slot.hand_over;
+            let lease = handed.iter().find(|lease| lease.job_id == job_id);
+            let entry = jobs.iter().find(|(_, job)| job.id == job_id);
+            let job =
+                lease.zip(entry).map(|(lease, (entry_id, job))| TakenJob::handed_over(entry_id, job, lane, *lease));
             (slot, job)
         });
         let done: Vec<_> = done.collect();

@@ -29,7 +29,7 @@ use tracing::{error, info};
 use super::{BATCH, GiveBack, Opened, Pod, Queueing, Slot, ToTake, Undone, between, wire};
 use crate::clock::jitter;
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
-use crate::job::RunnerId;
+use crate::job::{OfferId, RunnerId};
 use crate::redis::{Change, Manager, Offer, Taken};
 use crate::runner::{Lane, RunnerRecord, Scope};
 use crate::telemetry::labels::{self, SessionClosed, Took};
@@ -347,7 +347,7 @@ impl Take {
         let liked = self.affinity.asked(partition, &lanes);
         let offers = self.fleet.offer(class, partition, most, &liked);
         let offers = offers.into_iter().map(|(session, runner_id, system_id)| {
-            (Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id }, session)
+            (Offer { id: OfferId::random(partition), runner_id, system_id }, session)
         });
         let rank = self.fleet.rank_of(class);
         Some(Asked { partition, by: By::Class(class, turn), rank, lanes, offers: offers.collect() })
@@ -375,7 +375,7 @@ impl Take {
             (By::PassingOn, Ok(taken)) => return self.wake(partition, &taken.again),
             (By::PassingOn, Err(_)) => return,
         };
-        let Ok(Taken { jobs, again, held }) = answer else {
+        let Ok(Taken { jobs, slots, again, held }) = answer else {
             known.failed(&lanes);
             self.fleet.take_back(class, partition, offers.iter().map(|(_, session)| *session));
             return;
@@ -391,10 +391,10 @@ impl Take {
         }
         let mut unused: Vec<SessionId> = Vec::with_capacity(offers.len() - jobs.len());
         // In the order of the offers.
-        let mut jobs = jobs.into_iter().peekable();
-        for (offer, session) in offers {
-            match jobs.next_if(|job| job.lease.lease_id == offer.lease_id) {
-                Some(job) => {
+        let mut jobs = jobs.into_iter().zip(slots).peekable();
+        for (nth, (_, session)) in offers.into_iter().enumerate() {
+            match jobs.next_if(|(_, slot)| *slot == nth) {
+                Some((job, _)) => {
                     between("take: before Assign");
                     self.push(job, session, partition);
                 }

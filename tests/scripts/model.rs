@@ -8,14 +8,14 @@ mod reference;
 mod take;
 mod tally;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use crate::support::{World, name, text};
 use draw::{Op, PODS, lanes_of_all};
 use dump::Dump;
 use job_router::flow::State;
-use job_router::job::{JobId, PendingJob, ProjectId};
+use job_router::job::{JobId, Lease, LeaseId, OfferId, PendingJob, ProjectId};
 use job_router::pause::{Note, Target};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{
@@ -53,6 +53,10 @@ struct Run {
     /// Wakes each pod has heard and not yet acted on.
     woken: BTreeMap<String, BTreeSet<Lane>>,
     taken: Vec<TakenJob>,
+    /// Every lease there was.
+    leases: HashSet<LeaseId>,
+    /// What was handed over by each offer.
+    handed: HashMap<OfferId, Lease>,
     /// Whether pods were told to read all lanes anew.
     resynced: bool,
     version: u64,
@@ -119,6 +123,8 @@ impl Run {
             alive: PODS.into(),
             woken: BTreeMap::new(),
             taken: Vec::new(),
+            leases: HashSet::new(),
+            handed: HashMap::new(),
             resynced: false,
             version: 1_780_000_000_000,
             tally: Tally::default(),
@@ -270,7 +276,7 @@ impl Run {
         let served = jobs.iter().filter(|(_, job)| {
             let slot = slots.iter().find(|slot| slot.job_id == job.id && slot.lane.scope == Scope::Instance);
             let is_new = seen.insert(job.id.0) && !self.model.jobs.contains_key(&job.id.0);
-            is_new && slot.is_some_and(|slot| answer.handed.contains(&slot.offer.lease_id))
+            is_new && slot.is_some() && answer.handed.iter().any(|lease| lease.job_id == job.id)
         });
         let served = served.count();
         let mut turn = self.first_turn(served).await;
@@ -279,16 +285,19 @@ impl Run {
         for (version, job) in jobs {
             let outcome = model.fan_out(*version, job.queued_at_ms.expect("set"), job);
             if let Some(slot) = slots.iter().find(|slot| slot.job_id == job.id) {
-                let handed = answer.handed.contains(&slot.offer.lease_id);
+                let handed = answer.handed.iter().find(|lease| lease.job_id == job.id);
                 let known = model.jobs.get(&job.id.0).filter(|_| outcome == Outcome::Known);
-                let before =
-                    known.is_some_and(|job| job.state == State::Assigned && job.lease == Some(slot.offer.lease_id));
-                assert!(!before || handed, "the same answer again");
-                if handed && !before {
+                let assigned = known.filter(|job| job.state == State::Assigned);
+                let before = assigned
+                    .and_then(|job| self.handed.get(&slot.offer.id).filter(|by| job.lease == Some(by.lease_id)));
+                assert!(before.is_none() || handed == before, "the same answer again");
+                if let Some(lease) = handed.filter(|_| before.is_none()) {
+                    assert!(self.leases.insert(lease.lease_id), "{slot:?}: a lease that was used before");
+                    self.handed.insert(slot.offer.id, *lease);
                     let next = model.next_of_lane(&model.heads(), slot.lane).map(|(_, next)| next.job);
                     let unindexed = model.projects.values().any(|project| project.unindexed);
                     assert!(next == Some(job.id.0) || unindexed, "{slot:?} was handed its job before {next:?}");
-                    model.taken(job.id.0, slot.lane, &slot.offer, pod, &mut turn);
+                    model.taken(*lease, slot.lane, pod, &mut turn);
                     self.tally.handed += 1;
                 }
             }

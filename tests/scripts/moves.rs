@@ -1,5 +1,6 @@
 //! The scripts, one at a time: a world in, one script, the world out, against a real Redis; and each call again.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::support::{World, instance, instance_lane, job, name, of_tenant, offers, tags, text};
@@ -102,24 +103,22 @@ async fn a_job_goes_its_whole_way_and_leaves_only_a_record() {
     assert_only_records_left(&world).await;
 }
 
-/// Queues a job with a free slot in the instance lane. Answers whether it was handed over, and its lease if so.
-async fn queue_with_slot(world: &World, entry: u64, job: PendingJob) -> (bool, Lease) {
+/// Queues a job with a free slot in the instance lane. Answers its lease, if it was handed over.
+async fn queue_with_slot(world: &World, entry: u64, job: PendingJob) -> Option<Lease> {
     let offer = offers(1).remove(0);
-    let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
     let lane = Lane { scope: Scope::Instance, fingerprint: job.capability.fingerprint() };
-    let slot = HandOver { job_id: job.id, lane, rank: 0, offer };
+    let (id, slot) = (job.id, HandOver { job_id: job.id, lane, rank: 0, offer });
     let entry = (format!("{entry}-0"), job);
     let done = world.partition.fan_out(&name("pod"), &[entry], ACCEPT, &[slot]).await.expect("fans out");
     assert_eq!(done.outcomes, [Outcome::Ok]);
-    assert!(done.handed.iter().all(|handed| *handed == lease.lease_id) && done.handed.len() < 2);
-    (!done.handed.is_empty(), lease)
+    assert!(done.handed.iter().all(|handed| handed.job_id == id) && done.handed.len() < 2);
+    done.handed.first().copied()
 }
 
 #[tokio::test]
 async fn a_job_that_nobody_stands_before_goes_to_the_slot_that_came_along() {
     let world = instance_world().await;
-    let (handed, lease) = queue_with_slot(&world, 1_790_000_000_000, job(2)).await;
-    assert!(handed);
+    let lease = queue_with_slot(&world, 1_790_000_000_000, job(2)).await.expect("it was handed over");
     assert_eq!(world.events().await, ["2 queued", "2 assigned"]);
     assert!(take(&world, 1).await.is_empty(), "it is not queued");
     assert_eq!(start(&world, lease).await, Outcome::Ok);
@@ -130,8 +129,7 @@ async fn a_job_that_nobody_stands_before_goes_to_the_slot_that_came_along() {
 #[tokio::test]
 async fn a_job_that_was_handed_over_and_given_back_goes_before_those_that_came_after_it() {
     let world = instance_world().await;
-    let (handed, lease) = queue_with_slot(&world, 1_790_000_000_000, job(2)).await;
-    assert!(handed);
+    let lease = queue_with_slot(&world, 1_790_000_000_000, job(2)).await.expect("it was handed over");
     world.queue(job(3)).await;
     assert_eq!(give_back(&world, lease).await, Outcome::Ok);
     let taken = take(&world, 2).await;
@@ -145,25 +143,25 @@ async fn a_job_is_queued_though_a_slot_came_along_where_others_stand_before_it_o
     let head = running(&world).await;
     world.queue(of_tenant(job(2), 2, 7)).await;
     // Another tenant's job stands in the lane.
-    assert!(!queue_with_slot(&world, 1_790_000_000_000, job(3)).await.0);
+    assert!(queue_with_slot(&world, 1_790_000_000_000, job(3)).await.is_none());
     assert_eq!(take(&world, 2).await.len(), 2);
 
     // Its tenant, and then its project, has as many running as it may.
     let one = Some(1);
     let tenant = job(1).tenant;
     world.partition.tenant(&tenant, "1790000000000-0", 1, one).await.expect("stores");
-    assert!(!queue_with_slot(&world, 1_790_000_000_001, job(4)).await.0);
+    assert!(queue_with_slot(&world, 1_790_000_000_001, job(4)).await.is_none());
     world.partition.tenant(&tenant, "1790000000002-0", 1, None).await.expect("stores");
     assert_eq!(ids(&take(&world, 2).await), [4]);
     let project = job(1).project.id;
     world.partition.project(project, "1790000000003-0", &tenant, None, None, one).await.expect("stores");
     world.partition.index(&name("pod"), Some(project)).await.expect("indexes");
-    assert!(!queue_with_slot(&world, 1_790_000_000_004, job(5)).await.0);
+    assert!(queue_with_slot(&world, 1_790_000_000_004, job(5)).await.is_none());
 
     // It may not run on instance runners at all.
     let mut elsewhere = of_tenant(job(6), 6, 8);
     elsewhere.project.instance_runners = false;
-    assert!(!queue_with_slot(&world, 1_790_000_000_005, elsewhere).await.0);
+    assert!(queue_with_slot(&world, 1_790_000_000_005, elsewhere).await.is_none());
     assert_eq!(finish(&world, head).await, Outcome::Ok);
 }
 
@@ -171,7 +169,6 @@ async fn a_job_is_queued_though_a_slot_came_along_where_others_stand_before_it_o
 async fn a_hand_over_that_failed_half_way_is_completed_by_the_same_call() {
     let world = instance_world().await;
     let (job, offer) = (job(2), offers(1).remove(0));
-    let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
     let running = format!("{}running:{}", world.prefix, job.tenant.key());
     let slot = [HandOver { job_id: job.id, lane: instance_lane(), rank: 0, offer }];
     let entry = [("1790000000000-0".to_owned(), job)];
@@ -181,7 +178,7 @@ async fn a_hand_over_that_failed_half_way_is_completed_by_the_same_call() {
     world.command("SET", &[&deadlines, "of another type"]).await;
     fan_out().await.expect_err("it has no deadline");
     world.command("DEL", &[&deadlines]).await;
-    assert_eq!(fan_out().await.expect("fans out").handed, [lease.lease_id]);
+    let lease = fan_out().await.expect("fans out").handed[0];
     assert_eq!(world.command("SCARD", &[&running]).await.as_u64().ok(), Some(1), "it is counted");
     assert_eq!(world.command("ZCARD", &[&deadlines]).await.as_u64().ok(), Some(1), "it is looked after");
     let held = format!("{}pod:pod:jobs", world.prefix);
@@ -197,14 +194,13 @@ async fn a_hand_over_that_could_not_be_told_leaves_nothing_in_its_bucket() {
     let events = format!("{}events", world.prefix);
     world.command("SET", &[&events, "of another type"]).await;
     let (job, offer) = (job(2), offers(1).remove(0));
-    let lease = Lease { job_id: job.id, lease_id: offer.lease_id };
     let slot = [HandOver { job_id: job.id, lane: instance_lane(), rank: 0, offer }];
     let entry = [("1790000000000-0".to_owned(), job)];
     let pod = name("pod");
     let fan_out = || world.partition.fan_out(&pod, &entry, ACCEPT, &slot);
     fan_out().await.expect_err("it cannot be told");
     world.command("DEL", &[&events]).await;
-    assert_eq!(fan_out().await.expect("fans out").handed, [lease.lease_id]);
+    let lease = fan_out().await.expect("fans out").handed[0];
     assert_eq!(start(&world, lease).await, Outcome::Ok);
     assert_eq!(finish(&world, lease).await, Outcome::Ok);
     assert_only_records_left(&world).await;
@@ -222,6 +218,36 @@ async fn a_job_that_was_queued_half_way_is_put_into_its_lanes_by_the_same_call()
     world.command("DEL", &[&lane]).await;
     assert_eq!(fan_out().await.expect("fans out").outcomes, [Outcome::Known]);
     assert_eq!(ids(&take(&world, 2).await), [1]);
+}
+
+/// What is known of a call goes by Redis' wall clock, and a failover may set that on by hours.
+#[tokio::test]
+async fn offers_that_come_again_when_nothing_is_known_of_them_any_more_are_other_leases() {
+    let world = instance_world().await;
+    for id in 1..=3 {
+        world.queue(job(id)).await;
+    }
+    let slots = offers(1);
+    let mut leases = HashSet::new();
+    let mut take_again = async |back: Option<Lease>| {
+        if let Some(lease) = back {
+            assert_eq!(give_back(&world, lease).await, Outcome::Ok);
+        }
+        let taken =
+            world.partition.take(&name("pod"), ACCEPT, 0, &[instance_lane()], &slots).await.expect("takes").jobs;
+        let took = format!("{}took:{}", world.prefix, slots[0].id);
+        assert_eq!(world.command("DEL", &[&took]).await.as_u64().ok(), Some(1), "the test deletes what it means to");
+        assert!(leases.insert(taken[0].lease.lease_id), "{:?}", taken[0]);
+        (taken[0].lease, taken[0].attempt)
+    };
+    let (first, _) = take_again(None).await;
+    assert_eq!(first.lease_id.partition(), 0);
+    let (second, attempt) = take_again(Some(first)).await;
+    assert_eq!((second.job_id, attempt), (first.job_id, 2), "the same job later");
+    let (other, _) = take_again(None).await;
+    assert_ne!(other.job_id, first.job_id);
+    assert_eq!(give_back(&world, first).await, Outcome::Stale);
+    assert_eq!(start(&world, second).await, Outcome::Ok);
 }
 
 #[tokio::test]
@@ -242,7 +268,7 @@ async fn every_call_of_a_life_repeated_changes_nothing_more() {
     let first = world.partition.fan_out(&name("pod"), &with_slot, ACCEPT, &slot).await.expect("fans out");
     let handed = world.snapshot().await;
     let again = world.partition.fan_out(&name("pod"), &with_slot, ACCEPT, &slot).await.expect("fans out");
-    assert_eq!((&first.handed, again.outcomes), (&vec![slot[0].offer.lease_id], vec![Outcome::Known]));
+    assert_eq!((first.handed.len(), again.outcomes), (1, vec![Outcome::Known]));
     assert_eq!(again.handed, first.handed);
     assert_eq!(world.snapshot().await, handed);
     world.queue(job(3)).await;
@@ -648,14 +674,14 @@ async fn a_lane_in_which_a_better_pod_waits_is_left_to_it_until_it_is_full() {
     world.queue(job(1)).await;
     assert!(mailed(&world, "better").await.contains("wake"));
     assert!(take_as("pod", 0, 1).await.is_empty(), "it is the better one's");
-    assert!(!queue_with_slot(&world, 1_790_000_000_000, job(2)).await.0, "nor is it handed over");
+    assert!(queue_with_slot(&world, 1_790_000_000_000, job(2)).await.is_none(), "nor is it handed over");
     world.queue(job(3)).await;
     assert_eq!(take_as("better", -1, 2).await, [1, 2]);
     assert!(mailed(&world, "pod").await.contains("wake"), "the better one is full");
     assert_eq!(take_as("pod", 0, 2).await, [3]);
     // Equals do not wait for each other.
     assert!(take_as("better", 0, 1).await.is_empty());
-    assert!(queue_with_slot(&world, 1_790_000_000_001, job(4)).await.0);
+    assert!(queue_with_slot(&world, 1_790_000_000_001, job(4)).await.is_some());
     world.queue(job(5)).await;
     assert_eq!(take_as("pod", 0, 1).await, [5]);
 }

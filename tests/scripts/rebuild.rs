@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use job_router::job::{Lease, LeaseId, RunnerId};
+use job_router::job::{Lease, OfferId, RunnerId};
 use job_router::pause::{Note, Target};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{Empty, Expired, Offer, Record, Remembered, Renewed, Report, Resumed, Started};
@@ -74,7 +74,7 @@ async fn nothing_is_assigned_in_a_redis_without_a_name() {
         job_id: job(2).id,
         lane: instance_lane(),
         rank: 0,
-        offer: Offer { lease_id: LeaseId::random(0), runner_id: RunnerId(1), system_id: name("s") },
+        offer: Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s") },
     };
     let two = of_tenant(job(2), 2, 2);
     let answer =

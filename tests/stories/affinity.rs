@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::support::pods::{Gate, Installation, Noting};
 use crate::support::{World, instance_lane, job, name};
-use job_router::job::{LeaseId, PendingJob, RunnerId};
-use job_router::redis::{HandOver, Offer, TakenJob, Terms};
+use job_router::job::{OfferId, PendingJob, RunnerId};
+use job_router::redis::{HandOver, Offer, Taken, Terms};
 use job_router::runner::Scope;
 use serde_json::json;
 
@@ -17,21 +17,21 @@ const TERMS: Terms = Terms {
 };
 
 fn offer(system_id: &str) -> Offer {
-    Offer { lease_id: LeaseId::random(0), runner_id: RunnerId(1), system_id: name(system_id) }
+    Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name(system_id) }
 }
 
 fn with_key(id: u64, key: &str) -> PendingJob {
     PendingJob { affinity: key.into(), ..job(id) }
 }
 
-async fn take(world: &World, pod: &str, terms: Terms, offers: &[Offer]) -> Vec<TakenJob> {
-    world.partition.take(&name(pod), terms, 0, &[instance_lane()], offers).await.expect("takes").jobs
+async fn take(world: &World, pod: &str, terms: Terms, offers: &[Offer]) -> Taken {
+    world.partition.take(&name(pod), terms, 0, &[instance_lane()], offers).await.expect("takes")
 }
 
 /// Which job went to which manager.
-fn pairs(taken: &[TakenJob], offers: &[Offer]) -> Vec<(u64, String)> {
-    let of = |job: &TakenJob| offers.iter().find(|offer| offer.lease_id == job.lease.lease_id).expect("one of these");
-    taken.iter().map(|job| (job.lease.job_id.0, of(job).system_id.to_string())).collect()
+fn pairs(taken: &Taken, offers: &[Offer]) -> Vec<(u64, String)> {
+    let ids = taken.jobs.iter().map(|job| job.lease.job_id.0);
+    ids.zip(taken.slots.iter().map(|slot| offers[*slot].system_id.to_string())).collect()
 }
 
 /// Each of these managers of a pod has had a job with its key.
@@ -41,7 +41,7 @@ async fn world_with(managers: &[(&str, &str, &str)]) -> World {
         world.heartbeat(pod).await;
         world.queue(with_key(id, key)).await;
         let taken = take(&world, pod, TERMS, &[offer(manager)]).await;
-        world.finish(taken[0].lease).await;
+        world.finish(taken.jobs[0].lease).await;
     }
     world
 }
@@ -58,7 +58,7 @@ async fn of_the_slots_that_are_offered_each_job_has_that_of_the_manager_that_it_
     assert_eq!(pairs(&taken, &offers), expected, "in the order of the slots");
     let again = take(&world, "pod", TERMS, &offers).await;
     assert_eq!(pairs(&again, &offers), expected, "the same answer again");
-    let payloads = |taken: &[TakenJob]| taken.iter().map(|job| job.payload.clone()).collect::<Vec<_>>();
+    let payloads = |taken: &Taken| taken.jobs.iter().map(|job| job.payload.clone()).collect::<Vec<_>>();
     assert_eq!(payloads(&again), payloads(&taken));
 }
 
@@ -80,7 +80,7 @@ async fn a_key_is_forgotten_after_a_while_and_without_memory_nothing_is_kept() {
 async fn the_pod_of_the_manager_that_a_job_likes_is_woken_before_its_equals_and_told_which() {
     let world = world_with(&[("a", "s_1", "one"), ("b", "s_2", "two")]).await;
     for pod in ["a", "b"] {
-        assert!(take(&world, pod, TERMS, &[offer("s_9")]).await.is_empty(), "both wait");
+        assert!(take(&world, pod, TERMS, &[offer("s_9")]).await.jobs.is_empty(), "both wait");
     }
     let queue = async |id, key, slot: Option<&str>| {
         let job = with_key(id, key);
@@ -94,7 +94,7 @@ async fn the_pod_of_the_manager_that_a_job_likes_is_woken_before_its_equals_and_
     assert!(!queue(1, "two", Some("s_1")).await, "the other pod's manager may be free");
     let letters = mail("b").await;
     assert!(letters.contains("likes 1 s_2"), "{letters}");
-    assert_eq!(take(&world, "b", TERMS, &[offer("s_2")]).await.len(), 1);
+    assert_eq!(take(&world, "b", TERMS, &[offer("s_2")]).await.jobs.len(), 1);
     // That pod is full now.
     assert!(queue(2, "two", Some("s_1")).await, "nobody of the other pod waits");
     assert!(queue(3, "two", Some("s_1")).await, "it likes that one now");

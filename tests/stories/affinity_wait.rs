@@ -7,7 +7,7 @@ use crate::support::{World, instance_lane, job, name};
 use job_router::clock::unix_ms;
 use job_router::contract::Event;
 use job_router::explain::Reason;
-use job_router::job::{JobId, LeaseId, PendingJob, ProjectFacts, ProjectId, RunnerId, Tenant};
+use job_router::job::{JobId, OfferId, PendingJob, ProjectFacts, ProjectId, RunnerId, Tenant};
 use job_router::redis::{Explainer, ExplainerKeys, HandOver, Keys, Offer, Return, Taken, Terms};
 use job_router::runner::Scope;
 use serde_json::json;
@@ -17,7 +17,7 @@ const TERMS: Terms =
     Terms { accept_timeout: Duration::from_secs(10), affinity_memory: Duration::from_secs(600), affinity_wait: WAIT };
 
 fn offer(system_id: &str) -> Offer {
-    Offer { lease_id: LeaseId::random(0), runner_id: RunnerId(1), system_id: name(system_id) }
+    Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name(system_id) }
 }
 
 /// A job of a tenant of its own, queued now.
@@ -72,7 +72,7 @@ async fn of_two_that_like_one_slot_the_second_waits() {
     let offers = [offer("s_2"), offer("s_1"), offer("s_4")];
     let taken = take(&world, "pod", &offers).await;
     assert_eq!(ids(&taken), [3, 1], "in the order of the slots");
-    assert_eq!(taken.jobs[1].lease.lease_id, offers[1].lease_id);
+    assert_eq!(taken.slots, [0, 1]);
     assert_eq!(taken.held.len(), 1);
     let again = take(&world, "pod", &offers).await;
     assert_eq!(

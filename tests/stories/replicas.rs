@@ -7,7 +7,7 @@ use crate::support::net::Balancer;
 use crate::support::pods::Installation;
 use crate::support::raw::{self, Raw};
 use crate::support::{instance_lane, job, name};
-use job_router::job::{LeaseId, RunnerId};
+use job_router::job::{OfferId, RunnerId};
 use job_router::proto::{self, router_message::Kind as Down};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{
@@ -75,8 +75,7 @@ async fn a_call_is_answered_once_a_replica_has_what_it_wrote() {
     let (primary, replica) = pair().await;
     let redis = Redis::connect(&settings(&primary)).await.expect("connects");
     let partition = Partition::new(redis, "{t:0}:");
-    let (pod, offer) =
-        (name("pod"), Offer { lease_id: LeaseId::random(0), runner_id: RunnerId(1), system_id: name("s") });
+    let (pod, offer) = (name("pod"), Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s") });
     let (jobs, terms) = ([entry(1)], Duration::from_secs(5));
     partition.heartbeat(&pod, "0", LONG, &crate::support::empty()).await.expect("beats");
     partition.scope(job_router::runner::Scope::Instance, true).await.expect("opens");

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use job_router::job::{JobId, Name, PendingJob, Priority, ProjectFacts, ProjectId, RunnerId, Tenant};
+use job_router::job::{JobId, Name, OfferId, PendingJob, Priority, ProjectFacts, ProjectId, RunnerId, Tenant};
 use job_router::redis::{
     Arg, Empty, Keys, Offer, Partition, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings, Reply,
 };
@@ -236,7 +236,6 @@ pub fn instance_lane() -> Lane {
 
 /// `n` free slots of runner 1.
 pub fn offers(n: usize) -> Vec<Offer> {
-    let offer =
-        || Offer { lease_id: job_router::job::LeaseId::random(0), runner_id: RunnerId(1), system_id: name("s_1") };
+    let offer = || Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s_1") };
     (0..n).map(|_| offer()).collect()
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Arg, Outcome, RedisError, Reply, ms, parse};
-use crate::job::{JobId, Lease, LeaseId, Name, PendingJob, ProjectId, RunnerId};
+use super::{Arg, Outcome, RedisError, Reply, lanes_of, ms, parse};
+use crate::job::{JobId, Lease, Name, OfferId, PendingJob, ProjectId, RunnerId};
 use crate::runner::Lane;
 
 /// What fan-out did with a batch.
@@ -19,8 +19,8 @@ pub struct FannedOut {
     pub changed: Vec<ProjectId>,
     /// Lanes in which this pod waited and now has work.
     pub wakes: Vec<Lane>,
-    /// Leases of the slots whose jobs were handed over at once.
-    pub handed: Vec<LeaseId>,
+    /// Jobs that were handed over to their slots at once.
+    pub handed: Vec<Lease>,
 }
 
 /// On what terms jobs are assigned.
@@ -46,6 +46,8 @@ impl From<Duration> for Terms {
 pub struct Taken {
     /// The jobs, in the order of the slots.
     pub jobs: Vec<TakenJob>,
+    /// For which of the slots offered each is, from 0.
+    pub slots: Vec<usize>,
     /// Lanes to ask again.
     pub again: Vec<Lane>,
     /// Jobs that were passed over.
@@ -79,11 +81,11 @@ pub struct HandOver {
     pub offer: Offer,
 }
 
-/// A free slot to take a job for, under a lease id made for it.
+/// A free slot to take a job for.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    /// The new lease.
-    pub lease_id: LeaseId,
+    /// This offer; the same again when the call is repeated.
+    pub id: OfferId,
     /// Whose slot.
     pub runner_id: RunnerId,
     /// Which manager's slot.
@@ -129,8 +131,7 @@ struct OrderHead<'a> {
 
 impl TakenJob {
     /// A job that was handed over as it was queued, with the id of its inbox entry.
-    pub fn handed_over(entry_id: &str, job: &PendingJob, lane: Lane, lease_id: LeaseId) -> Self {
-        let lease = Lease { job_id: job.id, lease_id };
+    pub fn handed_over(entry_id: &str, job: &PendingJob, lane: Lane, lease: Lease) -> Self {
         let payload = Bytes::copy_from_slice(job.payload.get().as_bytes());
         Self::new(lease, lane, 1, head_of(entry_id, job), payload)
     }
@@ -156,7 +157,7 @@ pub(super) fn push_terms(args: &mut Vec<Arg>, pod: &Name, terms: Terms) {
 }
 
 pub(super) fn push_offer(args: &mut Vec<Arg>, offer: &Offer) {
-    args.extend([offer.lease_id.to_string().into(), offer.runner_id.0.into(), offer.system_id.as_str().into()]);
+    args.extend([offer.id.to_string().into(), offer.runner_id.0.into(), offer.system_id.as_str().into()]);
 }
 
 fn head_of<'a>(entry_id: &str, job: &'a PendingJob) -> OrderHead<'a> {
@@ -193,18 +194,33 @@ pub(super) fn push_job(args: &mut Vec<Arg>, entry_id: &str, job: &PendingJob) {
     ]);
 }
 
-pub(super) fn taken_of(reply: Reply) -> Result<TakenJob, RedisError> {
-    let [lease_id, job_id, lane, attempt, order] = reply.into_tuple()?;
+pub(super) fn taken_of(reply: Reply) -> Result<Taken, RedisError> {
+    let [jobs, again, held] = reply.into_tuple()?;
+    let jobs: Vec<_> = jobs.into_array()?.into_iter().map(taken_job_of).collect::<Result<_, _>>()?;
+    let (jobs, slots) = jobs.into_iter().unzip();
+    let held = held.into_array()?.into_iter().map(held_of).collect::<Result<_, _>>()?;
+    Ok(Taken { jobs, slots, again: lanes_of(again)?, held })
+}
+
+/// A job, and the slot that it is for.
+fn taken_job_of(reply: Reply) -> Result<(TakenJob, usize), RedisError> {
+    let [nth, lease_id, job_id, lane, attempt, order] = reply.into_tuple()?;
     let mut order = order.into_bytes()?;
     let unexpected = RedisError::Unexpected { wanted: "an order", got: "a string" };
     let line = order.iter().position(|byte| *byte == b'\n').ok_or(unexpected.clone())?;
     let payload = order.split_off(line + 1);
     let head: OrderHead<'_> = serde_json::from_slice(&order[..line]).map_err(|_| unexpected)?;
     let lease = Lease { job_id: parse(&job_id)?, lease_id: parse(&lease_id)? };
-    Ok(TakenJob::new(lease, parse(&lane)?, attempt.as_u64()? as u32, head, payload))
+    let job = TakenJob::new(lease, parse(&lane)?, attempt.as_u64()? as u32, head, payload);
+    Ok((job, nth.as_u64()? as usize - 1))
 }
 
-pub(super) fn held_of(reply: Reply) -> Result<PassedOver, RedisError> {
+pub(super) fn handed_of(reply: Reply) -> Result<Lease, RedisError> {
+    let [job_id, lease_id] = reply.into_tuple()?;
+    Ok(Lease { job_id: parse(&job_id)?, lease_id: parse(&lease_id)? })
+}
+
+fn held_of(reply: Reply) -> Result<PassedOver, RedisError> {
     let [lane, wait_ms, runner_id, system_id] = reply.into_tuple()?;
     Ok(PassedOver {
         lane: parse(&lane)?,

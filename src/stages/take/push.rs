@@ -5,6 +5,7 @@ use tracing::{debug, info};
 use super::{GiveBack, Queueing, Slot, Take, wire};
 use crate::clock::since_unix_ms;
 use crate::grpc::SessionId;
+use crate::job::OfferId;
 use crate::proto::{self, router_message::Kind};
 use crate::redis::{HandOver, Offer, TakenJob};
 use crate::telemetry::labels::{self, CameAlong};
@@ -20,7 +21,7 @@ impl Take {
         let liked = self.affinity.manager_of(&job.affinity);
         let found = self.fleet.slot_for(partition, &known.ids(&job.lanes), |lane| known.is_waiting(lane), liked)?;
         let (lane, rank, (session, runner_id, system_id)) = found;
-        let offer = Offer { lease_id: self.pod.new_lease(partition), runner_id, system_id };
+        let offer = Offer { id: OfferId::random(partition), runner_id, system_id };
         Some(Slot { session, hand_over: HandOver { job_id: job.job_id, lane: known.get(lane).0, rank, offer } })
     }
 

@@ -75,9 +75,9 @@ impl Call {
             Self::Take(terms, lanes, offers) => {
                 let answer = partition.take(pod, *terms, 0, lanes, offers).await?;
                 let told = |job: TakenJob| format!("{:?} {} {} {:?}", job.lease, job.lane, job.attempt, job.payload);
-                let parts = offers.iter().map(|offer| {
-                    let job = answer.jobs.iter().find(|job| job.lease.lease_id == offer.lease_id);
-                    job.cloned().map_or_else(|| "none".to_owned(), told)
+                let parts = (0..offers.len()).map(|slot| {
+                    let at = answer.slots.iter().position(|of_job| *of_job == slot);
+                    at.map_or_else(|| "none".to_owned(), |at| told(answer.jobs[at].clone()))
                 });
                 return Ok(Answer { parts: parts.collect(), wakes: answer.again });
             }

@@ -32,6 +32,7 @@ local function timed(command, ...)
   end
 end
 local redis = { register_function = server().register_function }
+function redis.sha1hex(text) return server().sha1hex(text) end
 function redis.call(...)
   local failure = is_cut_off((...))
   if failure then error(failure) end

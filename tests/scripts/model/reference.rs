@@ -7,7 +7,7 @@ use job_router::flow::{Event, State};
 use job_router::job::{JobId, Lease, LeaseId, PendingJob, ProjectFacts, ProjectId, Tenant};
 use job_router::pause::Target;
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{Expired, Offer, Policy, Renewed, Report, Return};
+use job_router::redis::{Expired, Policy, Renewed, Report, Return};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::Fingerprint;
 
@@ -289,13 +289,14 @@ impl Reference {
         ids.len() as u64
     }
 
-    /// A job of `lane` goes to a slot.
+    /// A job of `lane` goes to a slot, under a lease of its own.
     /// `turn`: the next of the tenants that this call serves.
-    pub fn taken(&mut self, id: u64, lane: Lane, offer: &Offer, pod: &str, turn: &mut u64) -> u32 {
+    pub fn taken(&mut self, lease: Lease, lane: Lane, pod: &str, turn: &mut u64) -> u32 {
+        let id = lease.job_id.0;
         let job = self.jobs.get_mut(&id).expect("it was queued");
         job.state = job.state.next(Event::Take).expect("it was queued");
         job.attempt += 1;
-        job.lease = Some(offer.lease_id);
+        job.lease = Some(lease.lease_id);
         job.pod = pod.to_owned();
         job.scope = Some(lane.scope);
         job.tenant.clone_from(&self.projects[&job.bucket.1].tenant);

@@ -31,15 +31,16 @@ impl Run {
         }
         let served = jobs.iter().filter(|job| job.lane.scope == Scope::Instance).count();
         let mut turn = self.first_turn(served).await;
-        for (job, offer) in jobs.iter().zip(offers) {
+        assert!(taken.slots.iter().copied().eq(0..jobs.len()), "the first slots first: {:?}", taken.slots);
+        for job in &jobs {
             let expected = self.model.next_of_lanes(lanes);
             let expected = expected.unwrap_or_else(|| panic!("{job:?} was not to be had"));
             let id = job.lease.job_id.0;
-            assert_eq!(job.lease.lease_id, offer.lease_id);
+            assert!(self.leases.insert(job.lease.lease_id), "{job:?}: a lease that was used before");
             if (id, job.lane) != (expected.job, expected.lane) {
                 self.excuse(&before, &expected, job);
             }
-            assert_eq!(job.attempt, self.model.taken(id, job.lane, offer, pod, &mut turn));
+            assert_eq!(job.attempt, self.model.taken(job.lease, job.lane, pod, &mut turn));
         }
         if jobs.len() < offers.len() && wakes.is_empty() {
             assert!(

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use job_router::job::{JobId, LeaseId};
+use job_router::job::{JobId, LeaseId, OfferId};
 use job_router::redis::scripts::Outcome as Word;
 use job_router::redis::{Expired, Offer, Renewed, Report, Return};
 
@@ -24,6 +24,7 @@ pub struct Replay {
     bounds: Bounds,
     job_id: u64,
     /// The real ids of the model's.
+    offers: HashMap<u8, OfferId>,
     leases: HashMap<u8, LeaseId>,
     last_event: String,
 }
@@ -34,7 +35,7 @@ impl Replay {
     /// With nothing in it.
     pub async fn new(bounds: Bounds) -> Self {
         let world = World::with_scopes(&[job_router::runner::Scope::Instance]).await;
-        Self { world, bounds, job_id: 0, leases: HashMap::new(), last_event: "0-0".to_owned() }
+        Self { world, bounds, job_id: 0, offers: HashMap::new(), leases: HashMap::new(), last_event: "0-0".to_owned() }
     }
 
     /// Ends the present job, if it has not, and goes on with another.
@@ -44,6 +45,7 @@ impl Replay {
             self.events().await;
         }
         self.job_id += 1;
+        self.offers.clear();
         self.leases.clear();
     }
 
@@ -57,10 +59,13 @@ impl Replay {
                 word(self.world.queue(pending).await.outcomes[0])
             }
             Call::Take(id) => {
-                let offer = Offer { lease_id: self.lease_id(id), ..offers(1).remove(0) };
+                let id_of_offer = *self.offers.entry(id).or_insert_with(|| OfferId::random(0));
+                let offer = Offer { id: id_of_offer, ..offers(1).remove(0) };
                 let taken = partition.take(&pod, LONG, 0, &[instance_lane()], &[offer]).await.expect("takes").jobs;
                 taken.first().map_or(Answer::Nothing, |taken| {
-                    assert_eq!(taken.lease, job_router::job::Lease { job_id, lease_id: self.lease_id(id) });
+                    assert_eq!(taken.lease.job_id, job_id);
+                    let lease_id = *self.leases.entry(id).or_insert(taken.lease.lease_id);
+                    assert_eq!(taken.lease.lease_id, lease_id, "an offer that is repeated is the same lease");
                     Answer::Taken(Lease { id, attempt: taken.attempt as u8 })
                 })
             }

@@ -165,7 +165,7 @@ impl Policy for BesideScripts<'_> {
             self.runtime.block_on(index).expect("indexes");
         }
         if let [lease] = answer.handed[..] {
-            self.leases.insert(job, lease);
+            self.leases.insert(job, lease.lease_id);
             self.handed.push_back((job, self.first_turn(1)));
             self.tally.handed += 1;
         }
