@@ -55,7 +55,7 @@ const QUESTIONS: usize = 16;
 ///
 /// # Errors
 ///
-/// When Redis cannot be reached at the start, or a stage ends by itself, which is a bug.
+/// When what is configured cannot be, or a stage ends by itself, which is a bug. A Redis that is away is waited for.
 pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
     refuse_what_is_not_there(&config)?;
     let config = Arc::new(config);
@@ -88,9 +88,13 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         draining: draining.clone(),
         stopped: stopped.clone(),
     };
-    redis_up::tell_health(&pod).await;
-    redis_up::load_scripts(&pod).await.context("redis: loading the scripts")?;
-    redis_up::set_policy(&pod).await.context("redis: setting the policy")?;
+    let changes_from = tokio::select! {
+        begun = redis_up::begin(&pod) => begun.context("redis")?,
+        () = shutdown.cancelled() => {
+            info!(pod = %pod.name, "pod stopped before it had begun");
+            return Ok(());
+        }
+    };
     readiness.set_redis_up(true);
     readiness.set_scripts_loaded(true);
 
@@ -107,18 +111,14 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     let (beats_in, beats) = mpsc::channel(CHANNEL);
     let (finished_in, finished) = mpsc::channel(CHANNEL);
 
-    let changes_from = pod.runners.last_change().await.context("redis: the runner registry")?;
     for number in 0..pod.keys.partitions() {
         let mail_read = Arc::new(watch::Sender::new("0-0".to_owned()));
-        let reader = pod.redis.reader().await.context("redis")?;
-        tasks.spawn(ended_ok("mail", mail::run(pod.clone(), number, reader, to_take.clone(), mail_read.clone())));
-        // The first heartbeat comes before anything waits for mail: mail is only for pods that are known.
-        recover::join(&pod, number).await.context("redis: joining")?;
+        let mail = mail::run(pod.clone(), number, pod.redis.reader(), to_take.clone(), mail_read.clone());
+        tasks.spawn(ended_ok("mail", mail));
         let recover = recover::run(pod.clone(), number, to_take.clone(), over_in.clone(), mail_read);
         tasks.spawn(ended_ok("recover", recover));
     }
-    let reader = pod.redis.reader().await.context("redis")?;
-    tasks.spawn(ended_ok("registry", registry::run(pod.clone(), reader, changes_from, to_take.clone())));
+    tasks.spawn(ended_ok("registry", registry::run(pod.clone(), pod.redis.reader(), changes_from, to_take.clone())));
     let inputs = take::Inputs { stages: from_stages, slots, closed };
     tasks.spawn(ended_ok("take", take::run(pod.clone(), inputs, give_back_in.clone(), scopes_in, presence_in)));
     tasks.spawn(ended_ok("presence", presence::run(pod.clone(), seen)));
@@ -131,9 +131,8 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
     tasks.spawn(ended_ok("running", running::run(pod.clone(), beats)));
     tasks.spawn(ended_ok("finish", finish::run(pod.clone(), finished, give_back_in)));
     tasks.spawn(ended_ok("give_back", give_back::run(pod.clone(), returns, declined, to_take.clone())));
-    let inbox = pod.redis.reader().await.context("redis")?;
     let mut fan_out = JoinSet::new();
-    fan_out.spawn(fan_out::run(pod.clone(), inbox, to_take.clone()));
+    fan_out.spawn(fan_out::run(pod.clone(), pod.redis.reader(), to_take.clone()));
 
     tasks.spawn(ended_ok("redis", redis_up::follow(pod.clone(), readiness.clone(), to_take)));
     tasks.spawn(ended_ok("watchdog", pod.redis.clone().watch(stopped.clone())));

@@ -47,7 +47,7 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     for prefix in connection::partitions(&config) {
         let stream = format!("{prefix}events");
         let after = if after == "$" { last_id(&redis, &stream).await? } else { after.clone() };
-        readers.spawn(read(redis.reader().await?, stream, after, args.follow, pages.clone()));
+        readers.spawn(read(redis.reader(), stream, after, args.follow, pages.clone()));
     }
     drop(pages);
     loop {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::redis::{Finding, Redis, RedisError, RedisSettings, Severity, scripts};
-use crate::stages::{Pod, ToTake};
+use crate::stages::{Pod, ToTake, Undone, recover};
 use crate::telemetry::{Readiness, metrics};
 
 /// Between two tries to reach a Redis that is not there yet.
@@ -37,7 +37,7 @@ pub(super) async fn connect(settings: &RedisSettings, shutdown: &CancellationTok
 }
 
 /// Says in the log what Redis would lose as it is set up. It is no reason not to start.
-pub(super) async fn tell_health(pod: &Pod) {
+async fn tell_health(pod: &Pod) {
     let mut prefixes: Vec<String> = pod.partitions.iter().map(|partition| partition.key("")).collect();
     prefixes.push(pod.keys.runners());
     let checkups = match pod.redis.checkups(&prefixes, pod.config.require_replicas, pod.config.lease).await {
@@ -57,8 +57,21 @@ pub(super) async fn tell_health(pod: &Pod) {
     }
 }
 
+/// Makes the pod known, with its scripts and its policy, however often Redis is away meanwhile. Answers the id of the last change
+/// of the runner registry.
+pub(super) async fn begin(pod: &Pod) -> Result<String, Undone> {
+    tell_health(pod).await;
+    pod.until_done("loading the scripts", || load_scripts(pod)).await?;
+    pod.until_done("setting the policy", || set_policy(pod)).await?;
+    // The first heartbeat comes before anything waits for mail: mail is only for pods that are known.
+    for number in 0..pod.keys.partitions() {
+        recover::join(pod, number).await?;
+    }
+    pod.until_done("the runner registry", || pod.runners.last_change()).await
+}
+
 /// Loads the scripts on every node that has keys of ours, so that calls keep their order.
-pub(super) async fn load_scripts(pod: &Pod) -> Result<(), RedisError> {
+async fn load_scripts(pod: &Pod) -> Result<(), RedisError> {
     for partition in pod.partitions.iter() {
         pod.redis.load(&scripts::ALL, &partition.key("")).await?;
     }
@@ -66,7 +79,7 @@ pub(super) async fn load_scripts(pod: &Pod) -> Result<(), RedisError> {
 }
 
 /// Makes the policy in Redis that of this pod's configuration.
-pub(super) async fn set_policy(pod: &Pod) -> Result<(), RedisError> {
+async fn set_policy(pod: &Pod) -> Result<(), RedisError> {
     for number in 0..pod.keys.partitions() {
         pod.set_policy(number).await?;
     }

@@ -271,13 +271,9 @@ impl Redis {
         !hangs && self.shared.active.read().unwrap_or_else(PoisonError::into_inner).link.is_up()
     }
 
-    /// A connection of its own for one loop of blocking reads.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`](Self::connect).
-    pub async fn reader(&self) -> Result<Reader, RedisError> {
-        Reader::connect(self.shared.settings.clone()).await
+    /// A connection of its own for one loop of blocking reads; its first read makes it.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.shared.settings.clone())
     }
 
     /// Watches for a hung server until `shutdown`: after 3 timeouts in a row, probes included, connects anew.

@@ -44,9 +44,8 @@ pub struct Reader {
 // === impl Reader ===
 
 impl Reader {
-    pub(super) async fn connect(settings: RedisSettings) -> Result<Self, RedisError> {
-        let link = Link::connect(&settings, Reconnect::Never).await?;
-        Ok(Self { settings, link: Some(link), failures: 0 })
+    pub(super) fn new(settings: RedisSettings) -> Self {
+        Self { settings, link: None, failures: 0 }
     }
 
     /// Reads up to `count` entries of a stream as one consumer of a group. Makes group and stream if they are

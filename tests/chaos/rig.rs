@@ -233,8 +233,8 @@ impl Rig {
     /// Notes what the pods take.
     pub fn note_levels(&self, at_end: bool) {
         for slot in &self.pods {
-            let slot = slot.lock().expect("no panic");
-            let (memory, descriptors) = slot.as_ref().expect("it is up").takes();
+            let mut slot = slot.lock().expect("no panic");
+            let (memory, descriptors) = slot.as_mut().expect("it is up").takes();
             self.notes.add(What::Level { at_end, memory, descriptors });
         }
     }

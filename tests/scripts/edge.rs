@@ -340,7 +340,7 @@ async fn quit_lets_calls_in_flight_finish_and_later_ones_fail_at_once() {
 #[tokio::test]
 async fn a_group_read_makes_the_group_and_gives_new_entries_and_then_its_own_pending_ones() {
     let redis = connect(&shared().url()).await;
-    let mut reader = redis.reader().await.unwrap();
+    let mut reader = redis.reader();
     let block = Some(Duration::from_millis(20));
     macro_rules! read {
         ($count:expr, $from:expr) => {
@@ -359,7 +359,7 @@ async fn a_group_read_makes_the_group_and_gives_new_entries_and_then_its_own_pen
     // All of its own from the start, those after an id, and nobody else's.
     assert_eq!(read!(10, ReadFrom::Pending("0")), new);
     assert_eq!(read!(10, ReadFrom::Pending(&ids[0])), new[1..]);
-    let mut other = redis.reader().await.unwrap();
+    let mut other = redis.reader();
     assert!(other.read_group("group:s", "g", "you", 10, None, ReadFrom::Pending("0")).await.unwrap().is_empty());
 
     // Deleted while pending: not shown, not in the way of what comes after, and not pending any more.
@@ -374,7 +374,7 @@ async fn a_group_read_makes_the_group_and_gives_new_entries_and_then_its_own_pen
 async fn a_blocked_read_wakes_for_an_entry_and_survives_the_loss_of_its_stream() {
     let server = own(false);
     let redis = connect(&server.url()).await;
-    let mut reader = redis.reader().await.unwrap();
+    let mut reader = redis.reader();
     let block = Some(Duration::from_secs(2));
     for value in ["1", "2"] {
         let read = reader.read_group("s", "g", "me", 10, block, ReadFrom::New);
@@ -395,7 +395,7 @@ async fn a_blocked_read_wakes_for_an_entry_and_survives_the_loss_of_its_stream()
 async fn a_blocked_read_on_a_hung_server_ends_in_time_and_loses_nothing() {
     let server = own(false);
     let redis = connect(&server.url()).await;
-    let mut reader = redis.reader().await.unwrap();
+    let mut reader = redis.reader();
     let block = Some(Duration::from_millis(200));
     assert!(reader.read_group("s", "g", "me", 10, block, ReadFrom::New).await.unwrap().is_empty());
 
@@ -425,7 +425,7 @@ async fn a_blocked_read_on_a_hung_server_ends_in_time_and_loses_nothing() {
 async fn a_read_that_was_dropped_does_not_run_on() {
     let server = own(false);
     let redis = connect(&server.url()).await;
-    let mut reader = redis.reader().await.unwrap();
+    let mut reader = redis.reader();
     let block = Some(Duration::from_secs(2));
     tokio::select! {
         _ = reader.read("s", "$", 10, block) => panic!("nothing was written"),

@@ -46,7 +46,7 @@ async fn a_cancel_never_passes_its_job_however_many_messages_are_on_their_way() 
 async fn read_by_another(installation: &Installation) -> String {
     let (inbox, group) = (&installation.config.inbox_stream, &installation.config.inbox_group);
     let id = installation.job(1, json!({})).await;
-    let mut reader = installation.redis.reader().await.expect("connects");
+    let mut reader = installation.redis.reader();
     let read = reader.read_group(inbox, group.as_str(), "other", 1, None, ReadFrom::New).await.expect("reads");
     assert_eq!(read.len(), 1);
     id

@@ -49,7 +49,7 @@ async fn take(world: &World, lane: Lane, n: usize) -> Vec<u64> {
 
 /// The mail that came since the last look.
 async fn mail(world: &World, after: &mut String) -> Vec<Mail> {
-    let mut reader = world.redis.reader().await.expect("connects");
+    let mut reader = world.redis.reader();
     let after_all = world.command("XREVRANGE", &[&world.partition.key("mail:pod"), "+", "-", "COUNT", "1"]).await;
     let Some(last) = after_all.into_entries().expect("entries").pop().filter(|last| last.id != *after) else {
         return Vec::new();

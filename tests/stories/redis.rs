@@ -36,6 +36,27 @@ async fn redis_away_for_a_while_costs_no_job_and_no_connection() {
     pod.end().await;
 }
 
+/// A pod that starts as Redis fails over, or before its user has all rights, must not be one that somebody has to start again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_starts_while_redis_refuses_begins_when_it_does_no_more() {
+    let (installation, _redis) = Installation::alone().await;
+    for denied in ["function", "fcall", "xrevrange", "xreadgroup"] {
+        installation.command("ACL LOG", &["RESET"]).await;
+        installation.command("ACL SETUSER", &["default", &format!("-{denied}")]).await;
+        let (waiting, stopped) = (installation.pod(denied).await, installation.pod("stopped").await);
+        installation
+            .until("it was denied", async || {
+                let log = crate::support::text(&installation.command("ACL LOG", &[]).await);
+                log.contains(denied).then_some(())
+            })
+            .await;
+        stopped.stop().await;
+        installation.command("ACL SETUSER", &["default", &format!("+{denied}")]).await;
+        installation.until("ready", async || (waiting.admin("/readyz").await.0 == 200).then_some(())).await;
+        waiting.end().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slip_in_the_acl_delays_messages_and_costs_none() {
     let (installation, _redis) = Installation::alone().await;

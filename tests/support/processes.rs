@@ -94,7 +94,9 @@ impl PodProcess {
     }
 
     /// Its memory, in KiB, and how many descriptors it has open.
-    pub fn takes(&self) -> (u64, u64) {
+    pub fn takes(&mut self) -> (u64, u64) {
+        let ended = self.child.try_wait().expect("ours");
+        assert!(ended.is_none(), "a pod ended by itself: {ended:?}; SHOW_PODS=1 shows what it said");
         let process = std::path::Path::new("/proc").join(self.child.id().to_string());
         let status = std::fs::read_to_string(process.join("status")).expect("it lives");
         let memory =

@@ -216,7 +216,7 @@ fn answered(
 async fn hop(args: HopArgs) -> anyhow::Result<()> {
     let config = args.redis.config()?;
     let redis = connection::connect(&config).await?;
-    let mut reader = redis.reader().await?;
+    let mut reader = redis.reader();
     reader.read_group(&args.stream, "hop", "hop", 1, None, ReadFrom::New).await?; // makes the group
     output::line("ready")?;
     let mut orders = orders();
