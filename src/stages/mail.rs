@@ -13,7 +13,8 @@ use crate::redis::{Mail, Reader};
 use crate::telemetry::labels::Wake;
 use crate::telemetry::metrics;
 
-/// Reads the mailbox of partition `number` until the pod has stopped. `read` says up to where it has dealt with it.
+/// Reads the mailbox of partition `number` until the pod has stopped. `read` says up to where it has dealt with it; who sets
+/// it back, as the mailbox is another one, has all read that is there.
 pub async fn run(
     pod: Pod,
     number: u16,
@@ -22,11 +23,13 @@ pub async fn run(
     read: Arc<watch::Sender<String>>,
 ) {
     let partition = &pod.partitions[usize::from(number)];
+    let mut position = read.subscribe();
     while !pod.stopped.is_cancelled() {
-        let after = read.borrow().clone();
+        let after = position.borrow_and_update().clone();
         let letters = tokio::select! {
             letters = partition.mail(&mut reader, &pod.name, &after) => letters,
             // Reading mail claims nothing, so the read may be left.
+            Ok(()) = position.changed() => continue,
             () = pod.stopped.cancelled() => return,
         };
         match letters {
@@ -34,7 +37,13 @@ pub async fn run(
                 for letter in letters {
                     deal_with(&pod, number, letter, &take).await;
                 }
-                read.send_replace(next);
+                read.send_if_modified(|position| {
+                    let same = *position == after;
+                    if same {
+                        *position = next;
+                    }
+                    same
+                });
             }
             Err(error) => warn!(%error, partition = number, "mail not read"), // the reader pauses by itself
         }

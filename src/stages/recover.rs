@@ -34,9 +34,12 @@ const DUE_MAX: usize = 65_536;
 
 /// Makes the pod known in partition `number`.
 pub async fn join(pod: &Pod, number: u16) -> Result<(), Undone> {
-    let Heartbeat { instance, .. } = pod.until_done("heartbeat", || pod.heartbeat(number, "0-0")).await?;
+    let Heartbeat { instance, .. } = pod.until_done("heartbeat", || pod.heartbeat(number, MAIL_BEGINS)).await?;
     pod.follow_instance(number, &instance).await
 }
+
+/// Before all that is in a mailbox.
+const MAIL_BEGINS: &str = "0-0";
 
 /// Looks after partition `number` until the pod has stopped.
 pub async fn run(
@@ -62,6 +65,7 @@ pub async fn run(
         breaker: Breaker::new(config.mass_expiry_percent, config.mass_expiry_hold, config.lease),
         breaker_told: false,
         primary: None,
+        mail_read,
         sweep_cursor: "0".to_owned(),
         pod,
     };
@@ -74,10 +78,7 @@ pub async fn run(
     loop {
         let done = tokio::select! {
             () = stopped.cancelled() => return,
-            _ = heartbeat.tick() => {
-                let read = mail_read.borrow().clone();
-                recover.heartbeat(&read).await
-            }
+            _ = heartbeat.tick() => recover.heartbeat().await,
             _ = sweep.tick() => recover.sweep_and_expire().await,
         };
         if let Err(Undone::Stopped) = done {
@@ -132,6 +133,8 @@ struct Recover {
     breaker_told: bool,
     /// The server and its history, as seen last.
     primary: Option<String>,
+    /// Up to where mail was dealt with.
+    mail_read: Arc<channel::Sender<String>>,
 }
 
 // === impl Recover ===
@@ -142,9 +145,10 @@ impl Recover {
     }
 
     /// Says that this pod lives, and buries those that do not.
-    async fn heartbeat(&mut self, mail_read: &str) -> Result<(), Undone> {
+    async fn heartbeat(&mut self) -> Result<(), Undone> {
+        let mail_read = self.mail_read.borrow().clone();
         let asked = Instant::now();
-        let call = || self.pod.heartbeat(self.number, mail_read);
+        let call = || self.pod.heartbeat(self.number, &mail_read);
         let Heartbeat { is_new, pods, instance } = self.pod.until_done("heartbeat", call).await?;
         let answered = Instant::now();
         self.pod.follow_instance(self.number, &instance).await?;
@@ -157,6 +161,7 @@ impl Recover {
         if is_new {
             // Others took it for dead, or Redis lost it: whatever it waited for is forgotten.
             info!(pod = %self.pod.name, partition = self.number, "pod joined");
+            self.read_all_mail();
             let _ = self.take.send(ToTake::Resync).await;
         }
         let others = pods.into_iter().filter(|(name, _)| *name != self.pod.name);
@@ -210,6 +215,12 @@ impl Recover {
         }
     }
 
+    /// The mailbox may be another than the one that was read. Its letters have the time in their ids, and where Redis' clock was set
+    /// back meanwhile all of them would stand before what was read last.
+    fn read_all_mail(&self) {
+        self.mail_read.send_replace(MAIL_BEGINS.to_owned());
+    }
+
     /// Another server, or the same with another history, may have lost beats that were acknowledged: what was seen there before says
     /// nothing about how long a lease has been silent.
     fn follow(&mut self, primary: String) {
@@ -219,6 +230,7 @@ impl Recover {
         if self.primary.replace(primary).is_some() {
             metrics().redis_primary_changes_total.increment(1);
             warn!(partition = self.number, lease = ?self.pod.config.lease, "another redis primary; no lease runs out for one lease");
+            self.read_all_mail();
         }
         self.leases.forget();
         self.assigned.forget();

@@ -11,10 +11,16 @@ use crate::redis::Reader;
 
 /// Follows the log from an entry on until the pod has stopped.
 pub async fn run(pod: Pod, mut reader: Reader, mut after: String, take: mpsc::Sender<ToTake>) {
+    let mut forgotten = pod.redis.forgotten();
     while !pod.stopped.is_cancelled() {
         let changes = tokio::select! {
             changes = pod.runners.changes(&mut reader, &after) => changes,
             // Reading the log claims nothing, so the read may be left.
+            // It may be another log, with ids that stand before what was read last where Redis' clock was set back: read all of it.
+            Ok(()) = forgotten.changed() => {
+                "0-0".clone_into(&mut after);
+                continue;
+            }
             () = pod.stopped.cancelled() => return,
         };
         let (ids, next) = match changes {

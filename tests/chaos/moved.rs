@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::clocks::{Clock, Clocks, WRONG_BY_S};
 use crate::support::pods::{Installation, Noting};
 use crate::support::raw::{Raw, hello};
+use crate::support::{instance_lane, job, name};
 
 struct Moved {
     installation: Installation,
@@ -128,5 +129,60 @@ async fn what_a_dead_pod_had_read_is_applied_though_redis_clock_was_set_back() {
     let pod = installation.pod("a").await;
     installation.until_events("job.queued", 1).await;
     installation.until_inbox_empty().await;
+    pod.stop().await;
+}
+
+/// The ids of letters go by Redis' clock: those of a new mailbox would all stand before what was read of the old one.
+#[tokio::test]
+async fn a_pod_that_was_buried_hears_its_mail_though_redis_clock_was_set_back() {
+    let mut moved = Moved::new().await;
+    moved.installation.config.sweep_interval = Duration::from_secs(60); // nothing but mail tells it
+    moved.clock.move_to(WRONG_BY_S);
+    let installation = &moved.installation;
+    let (pod, partition) = (installation.pod("a").await, installation.partition());
+    installation.register(1, json!({})).await;
+    let runner = installation.runner(&pod.url, 1, "s_1", 1, Noting::default());
+    // Another pod queues them: the one with the runner is told by mail.
+    let queue = async |id: u64| {
+        let entry = (format!("{}-0", 1_790_000_000_000 + id), job(id));
+        partition.fan_out(&name("other"), &[entry], Duration::from_secs(5), &[]).await.expect("fans out");
+        installation.until_events("job.finished", id as usize).await;
+    };
+    let waits = async || {
+        let waiting = partition.key(&format!("waiting:{}", instance_lane()));
+        let rank = || installation.redis.command("ZSCORE", [waiting.as_str(), "a"].map(Arg::from));
+        installation.until("it waits", async || rank().await.ok()?.into_option().map(drop)).await;
+    };
+    queue(1).await;
+    waits().await;
+    queue(2).await;
+    moved.clock.move_to(-WRONG_BY_S);
+    partition.bury(&name("a"), None).await.expect("buries");
+    let pods = partition.key("pods");
+    let known = || installation.redis.command("ZSCORE", [pods.as_str(), "a"].map(Arg::from));
+    installation.until("it is back", async || known().await.ok()?.into_option().map(drop)).await;
+    waits().await;
+    queue(3).await;
+    assert_eq!(runner.stop().await.succeeded, 3);
+    pod.end().await;
+}
+
+/// As with mail: the log of changes is another one, with ids that all stand before what was read.
+#[tokio::test]
+async fn what_changes_of_a_runner_is_heard_though_redis_lost_its_data_and_its_clock_was_set_back() {
+    let moved = Moved::new().await;
+    moved.clock.move_to(WRONG_BY_S);
+    let installation = &moved.installation;
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    let (mut runner, _) = Raw::open(&pod.url, 1, hello("s_1", 1)).await;
+    moved.clock.move_to(-WRONG_BY_S);
+    installation.command("FLUSHALL", &[]).await;
+    let instance = moved.key("instance");
+    let named = || installation.redis.command("GET", [Arg::from(&instance)]);
+    installation.until("it has a name", async || named().await.ok()?.into_option().map(drop)).await;
+    installation.register(1, json!({})).await;
+    installation.publish("runner.deleted", json!({"id": 1})).await;
+    assert_eq!(runner.end().await.expect_err("it is cut").code(), tonic::Code::Unauthenticated);
     pod.stop().await;
 }
