@@ -6,12 +6,13 @@
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  ahead_ms        how far beyond now to look
--- ARGV[2]  longest_ms      no deadline is set further ahead
+-- ARGV[2]  longest_ms      no deadline is set further ahead, but for a job that may be silent for longer
 -- ARGV[3]  from            the deadline to go on from; '-inf', then as answered
 -- ARGV[4]  skip            how many of exactly that deadline were seen; 0, then as answered
 -- ARGV[5]  page            at most so many
 --
--- Returns {jobs, from, skip, live, primary}. Per job {job id, lease id, state, beat, ms past its deadline (negative: still to go)};
+-- Returns {jobs, from, skip, live, primary}. Per job {job id, lease id, state, beat, ms past its deadline (negative: still to go), ms
+--         for which one that does not beat may be silent, or ''};
 --         from: where to go on, '' when these were the last; live: how many leases there are in all; primary: names the
 --         server and its history
 -- Cost O(page + log jobs)
@@ -41,8 +42,11 @@ end
 for i = 1, #due, 2 do
   local job = load_job(due[i])
   if job then
-    local beat = call('HGET', job_key(job.id), 'beat') or ''
-    watched[#watched + 1] = { job.id, job.lease_id, job.state, beat, NOW - due[i + 1] }
+    local f = call('HMGET', job_key(job.id), 'beat', 'silent_ms')
+    local ahead = due[i + 1] - NOW
+    if not f[2] or ahead <= tonumber(ARGV[1]) or ahead > tonumber(f[2]) then
+      watched[#watched + 1] = { job.id, job.lease_id, job.state, f[1] or '', -ahead, f[2] or '' }
+    end
   end
 end
 

@@ -31,7 +31,7 @@ local function expire(id, lease_id, beat)
     close_record(job)
     return GONE
   end
-  local f = call('HMGET', job_key(id), 'beat', 'starts', 'max_attempts', 'cancel_reason')
+  local f = call('HMGET', job_key(id), 'beat', 'starts', 'max_attempts', 'cancel_reason', 'silent_ms')
   if job.lease_id ~= lease_id or job.state == 'queued' or (f[1] or '') ~= beat then return STALE end
   mail(job.pod, 'type', 'revoke', 'job', id, 'lease', lease_id, 'reason', 'expired')
   if job.state == 'canceling' then
@@ -39,6 +39,7 @@ local function expire(id, lease_id, beat)
     return 'canceled'
   end
   if job.state == 'assigned' or tonumber(f[2] or 0) < tonumber(f[3] or 1) then
+    if f[5] then call('HDEL', job_key(id), 'silent_ms') end -- the next runner may be one that beats
     requeue(job, job.state == 'assigned' and 'accept_timeout' or 'runner_lost')
     return 'requeued'
   end

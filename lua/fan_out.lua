@@ -11,7 +11,8 @@
 -- ARGV[3]  affinity_ms     how long it is remembered which runner ran jobs with a key; 0: not at all
 -- ARGV[4]  affinity_wait_ms how long a job waits for the manager that had its key last, from when it was queued
 -- ARGV[5]  n               how many slots come along
--- ARGV[6…] per slot, 6:    id of the job that it is for, scope, rank, offer id, runner id, system id. The pod has matched them
+-- ARGV[6…] per slot, 7:    id of the job that it is for, scope, rank, offer id, runner id, system id, accept_ms or '' (as all). The
+--                          pod has matched them
 -- then     per job, 10:    id, inbox entry id, project id, facts ('<tenant key> <instance_runners> <group_runners>
 --                          <namespaces joined by ','>'; 0 or 1), fingerprint, capability as JSON, priority, queued_at_ms,
 --                          max_attempts, order (a line of JSON for the pod that hands it out, then the payload)
@@ -25,7 +26,7 @@
 
 local me, accept_ms, affinity_ms, wait_ms, n_slots = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local FIELDS = 10
-local FIRST = 6 + 6 * n_slots
+local FIRST = 6 + 7 * n_slots
 local outcomes, changed, mine, handed, woken = {}, {}, {}, {}, {}
 
 -- Which jobs are not here yet. Few batches have any that are: one look tells for most.
@@ -126,8 +127,8 @@ local function enqueue(id, name, project_id, fp, capability, queued_at_ms, max_a
   wake_for(fp, project_id, me, woken, mine, affinity_ms ~= '0' and order)
 end
 
-local slot_of = {} -- job -> where its slot begins: offer id, runner id, system id; the scope and the rank are before them
-for at = FIRST - 3, 9, -6 do slot_of[ARGV[at - 3]] = at end
+local slot_of = {} -- job -> where its slot begins: offer id, runner id, system id, accept_ms; the scope and the rank are before them
+for at = FIRST - 4, 9, -7 do slot_of[ARGV[at - 3]] = at end
 
 -- Whether a new job may go to its slot at once: nobody stands before it, no better slot waits, and nothing holds it up.
 local function is_next(scope, rank, name, project_id, fp)
@@ -149,8 +150,6 @@ local function likes_another(slot, lane, rank, order, queued_at_ms)
   return pod ~= me and is_as_good(P .. 'waiting:' .. lane, pod, rank)
 end
 
-local due = string.format('%.0f', NOW + accept_ms)
-
 -- A job passes through its bucket to its slot; the bucket, with nothing queued, stands in no lane.
 local function hand_over(slot, id, name, project_id, fp, capability, queued_at_ms, max_attempts, order)
   emit('queued', id, '0', '') -- what fails here has left nothing in the bucket
@@ -158,7 +157,7 @@ local function hand_over(slot, id, name, project_id, fp, capability, queued_at_m
   local done, result = pcall(function()
     call('XREADGROUP', 'GROUP', GROUP, me, 'COUNT', 1, 'STREAMS', bucket_key(name), '>')
     if affinity_ms ~= '0' then remember_affinity(order, slot, ARGV[slot - 1], me, affinity_ms) end
-    return assign(id, '1', ARGV[slot - 2], project_id, slot, me, due, first_fields(name, entry_id, project_id, max_attempts))
+    return assign(id, '1', ARGV[slot - 2], project_id, slot, me, accept_ms, first_fields(name, entry_id, project_id, max_attempts))
   end)
   or_forget(name, entry_id, not done and result)
   count_taken(id, ARGV[slot - 2], project_id)
@@ -177,7 +176,7 @@ local function again(slot, id, project_id, fp, order)
     end
     wake_for(fp, project_id, me, woken, mine, affinity_ms ~= '0' and order)
   elseif slot and f[1] == 'assigned' and lease_parts(f[2]) == lease_of(slot, id, '1') then
-    assigned_before(id, f[2], f[3], due)
+    assigned_before(id, f[2], f[3], due_of(slot, accept_ms))
     handed[#handed + 1] = { id, lease_of(slot, id, '1') }
   end
 end

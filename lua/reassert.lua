@@ -19,17 +19,8 @@
 -- uses: base reply event score pause policy affinity wake project bucket order index group count job assign
 
 local me, lease_ms, ended_ttl_ms = ARGV[1], ARGV[2], ARGV[3]
-local NO_ENTRY = '0-0' -- its place is gone
 local due = string.format('%.0f', NOW + lease_ms)
 local outcomes = {}
-
--- Published again: it is not to be taken.
-local function leave_queue(job)
-  bucket_forget(job.bucket, { job.entry_id })
-  local head = bucket_head(job.bucket)
-  reindex(job.bucket, head)
-  if not head then bucket_close(job.bucket) end
-end
 
 -- The n-th job, and what is remembered of it.
 local function job_at(i)

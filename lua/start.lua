@@ -5,7 +5,7 @@
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  lease_ms        how long the lease lasts without a beat
--- ARGV[2…] per job, 2:     job id, lease id ('' when Rails says that its runner started the job)
+-- ARGV[2…] per job, 2:     job id, lease id
 --
 -- Returns, per job  {OK, record}  running; the record is for `reassert`
 --                   GONE      it ended, canceled perhaps: do not start
@@ -22,14 +22,14 @@ local deadlines = {}
 local starts_of = {} -- by job that starts now: which start of it this is
 
 for i = 2, #ARGV, 2 do
-  local id, by_rails = ARGV[i], ARGV[i + 1] == ''
+  local id = ARGV[i]
   local f = call('HMGET', job_key(id), 'state', 'lease', 'holder', 'starts', 'place')
   local state = f[1]
   local lease_id, attempt = lease_parts(f[2] or '')
   local outcome
   if not state then
     outcome = GONE
-  elseif not by_rails and lease_id ~= ARGV[i + 1] or state == 'queued' then
+  elseif lease_id ~= ARGV[i + 1] or state == 'queued' then
     outcome = STALE
   elseif state == 'canceling' then
     outcome = REFUSED

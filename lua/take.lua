@@ -6,13 +6,13 @@
 --
 -- KEYS[1]  the partition   KEYS[2]  its pods
 -- ARGV[1]  pod             who takes
--- ARGV[2]  accept_ms       how long the runner has to accept
+-- ARGV[2]  accept_ms       how long a runner has to accept
 -- ARGV[3]  affinity_ms     how long it is remembered which runner ran jobs with a key; 0: not at all
 -- ARGV[4]  affinity_wait_ms how long a job waits for the manager that had its key last, from when it was queued
 -- ARGV[5]  rank            of its class; a lane in which a pod of a lower rank waits is left to that one
 -- ARGV[6]  n               how many lanes
 -- ARGV[7…] lanes           '<scope>:<fp>' of lanes this class matches, all of one kind of scope
--- then     per free slot, 3: offer id, runner id, system id; none: pass a wake on
+-- then     per free slot, 4: offer id, runner id, system id, accept_ms or '' (as all); none: pass a wake on
 --
 -- Returns {jobs, lanes, held}. Per job {number of its slot, lease id, job id, lane, attempt, order}: of the slots' managers it has
 --         the one that ran its key last, if that one has a slot here, else the first slot that is left. Slots left over: the pod now
@@ -27,7 +27,7 @@
 local me, accept_ms, affinity_ms, wait_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local rank, n_lanes = tonumber(ARGV[5]), tonumber(ARGV[6])
 local first_slot = 7 + n_lanes
-local n_slots = (#ARGV - first_slot + 1) / 3
+local n_slots = (#ARGV - first_slot + 1) / 4
 local took = P .. 'took:' .. (ARGV[first_slot] or '')
 
 local TOOK_MS = 60000 -- how long a repeated call is known as such; by then what it took has gone back
@@ -42,7 +42,7 @@ local TENANT_AHEAD = math.min(AHEAD, 8)
 
 -- Where a slot's ARGV begin.
 local function slot_at(nth)
-  return first_slot + 3 * (nth - 1)
+  return first_slot + 4 * (nth - 1)
 end
 
 -- The orders of these jobs, in one go.
@@ -52,20 +52,18 @@ local function orders_of(ids)
   return keys[1] and call('MGET', unpack(keys)) or {}
 end
 
-local due = string.format('%.0f', NOW + accept_ms)
-
 -- A job that an earlier call took from a lane for a slot, and perhaps did not come as far as to assign it. Answers its attempt, if
 -- it still is the slot's.
 local function assigned_again(job, slot, scope, order)
   local _, project_id = bucket_parts(job.bucket)
   local is_slots = job.lease_id == lease_of(slot, job.id, job.attempt)
   if job.state == 'assigned' and is_slots then
-    assigned_before(job.id, job.lease, job.bucket, due)
+    assigned_before(job.id, job.lease, job.bucket, due_of(slot, accept_ms))
     return job.attempt
   elseif job.state == 'queued' and not is_slots and entry_holder(job.bucket, job.entry_id) == me then
     local attempt = tostring(job.attempt + 1)
     if affinity_ms ~= '0' then remember_affinity(order, slot, rank, me, affinity_ms) end
-    assign(job.id, attempt, scope, project_id, slot, me, due)
+    assign(job.id, attempt, scope, project_id, slot, me, accept_ms)
     count_taken(job.id, scope, project_id)
     return attempt
   end
@@ -247,7 +245,7 @@ local function assign_all(of_nth)
     local job = of_nth[nth]
     if job then
       if affinity_ms ~= '0' then remember_affinity(job.order, slot_at(nth), rank, me, affinity_ms) end
-      local lease_id = assign(job.id, job.attempt, job.scope, job.project_id, slot_at(nth), me, due)
+      local lease_id = assign(job.id, job.attempt, job.scope, job.project_id, slot_at(nth), me, accept_ms)
       jobs[#jobs + 1] = { nth, lease_id, job.id, job.lane, job.attempt, job.order }
     end
   end

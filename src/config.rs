@@ -148,6 +148,8 @@ settings! {
     gitlab_hold: Duration,
     /// How long a GitLab Runner has to tell Rails that it runs its job.
     gitlab_ack_timeout: Duration,
+    /// Where GitLab Runners find the router.
+    gitlab_server_url: Option<String>,
     /// The most connections.
     max_connections: usize,
     /// The most streams and held calls of one connection.

@@ -65,7 +65,8 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
 
     let (questions_in, questions) = mpsc::channel(QUESTIONS);
     let (path, service) = grpc::admin_service(questions_in);
-    let router = admin::router(Admin { readiness: readiness.clone(), registry: metrics_registry() });
+    let gitlab_server_url = config.gitlab_server_url.clone();
+    let router = admin::router(Admin { readiness: readiness.clone(), registry: metrics_registry(), gitlab_server_url });
     let router = router.route_service(&format!("{path}/{{*call}}"), service);
     tasks.spawn(ended("admin", admin::serve(listeners.admin, router, gone.clone())));
 
@@ -147,6 +148,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         beats: beats_in,
         finished: finished_in,
         closed: closed_in,
+        draining,
     };
     let grpc_address = listeners.grpc.local_addr().context("gRPC address")?;
     tasks.spawn(ended("grpc", grpc::serve(listeners.grpc, limits(&config), doors, stopped.clone())));
@@ -236,6 +238,7 @@ fn limits(config: &Config) -> grpc::Limits {
         max_slots_per_session: config.max_slots_per_session,
         message_max_bytes: config.message_max_bytes,
         hello_timeout: config.hello_timeout,
+        hold: config.gitlab_hold,
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
         auth_failures_per_minute: config.auth_failures_per_minute.try_into().expect("the configuration is at least 1"),

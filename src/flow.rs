@@ -27,8 +27,10 @@ pub enum State {
 pub enum Event {
     /// A pod takes it for a free slot.
     Take,
-    /// Its runner accepted it, or Rails says so.
+    /// Its runner accepted it.
     Start,
+    /// Rails says that a runner which reports to it runs the job.
+    RunByRails,
     /// Its runner's session was heard of.
     Beat,
     /// It comes back unstarted. `limit_reached`: it failed to be delivered once too often.
@@ -61,6 +63,7 @@ impl State {
         Some(match (self, event) {
             (Queued, Take) => Assigned,
             (Assigned | Running, Start) => Running,
+            (Queued | Assigned | Running, RunByRails) => Running, // Rails had it handed out, or the router gave it back
             (Running | Canceling, Beat) => self,
 
             (Assigned, GiveBack { limit_reached: true }) => Ended,

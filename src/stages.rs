@@ -49,13 +49,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::config::Config;
-use crate::grpc::{Outbox, SessionId};
-use crate::job::{JobId, Lease, LeaseId, Name, RunnerId};
+use crate::grpc::{Door, Outbox, SessionId};
+use crate::job::{JobId, Lease, LeaseId, Name, OfferId, RunnerId};
 use crate::proto::{self, router_message::Kind};
-use crate::redis::{HandOver, Keys, Manager, Partition, Redis, RedisError, Runners, TakenJob, Terms};
+use crate::redis::{HandOver, Keys, Manager, Offer, Partition, Redis, RedisError, Runners, TakenJob, Terms};
 use crate::runner::{Lane, RunnerRecord};
 use crate::tags::{Capability, TagSet};
 use crate::telemetry::labels::GaveBack;
+use crate::telemetry::metrics;
 use held::Held;
 use instance::Instances;
 use sessions::Sessions;
@@ -191,6 +192,21 @@ impl Pod {
         Terms { accept_timeout, affinity_memory, affinity_wait }
     }
 
+    /// How long a runner has to accept a job that was pushed to it, or, by the other door, to tell Rails that it runs.
+    pub fn accept_timeout(&self, door: Door) -> Duration {
+        match door {
+            Door::Native => self.config.accept_timeout,
+            Door::GitLab => self.config.gitlab_ack_timeout,
+        }
+    }
+
+    /// An offer of a session's slot.
+    fn offer(&self, partition: u16, session: SessionId, runner_id: RunnerId, system_id: Name) -> Offer {
+        let door = self.sessions.get(session).map_or(Door::Native, |outbox| outbox.door());
+        let accept_timeout = (door != Door::Native).then(|| self.accept_timeout(door));
+        Offer { id: OfferId::random(partition), runner_id, system_id, accept_timeout }
+    }
+
     /// Makes a call until Redis has done it, with growing pauses. Every script may be repeated (invariant 6), so a lost
     /// reply is one more try. The wakes in it are lost for good: after a repeat the take stage trusts nothing it waits for.
     pub async fn until_done<T, F>(&self, what: &'static str, mut call: impl FnMut() -> F) -> Result<T, Undone>
@@ -281,6 +297,15 @@ fn revoked(lease: Lease, reason: &str) -> Kind {
 /// What is left of a cancel's grace by Redis' clock, which may have been moved back since.
 fn at_most_the_grace(pod: &Pod, left: Duration) -> Duration {
     left.min(pod.config.cancel_grace)
+}
+
+/// Rails says that a GitLab Runner runs a job that it was handed here.
+fn runs_for_rails(pod: &Pod, lease: Lease) {
+    if let Some((outbox, waited)) = pod.held.runs_for_rails(lease) {
+        metrics().assign_to_accept_seconds.record(waited);
+        metrics().jobs_started_total.increment(1);
+        outbox.send(Kind::Start(proto::Start { lease: Some(wire(lease)) }));
+    }
 }
 
 /// Tells the runner of a job to stop it, unless it was told.

@@ -18,9 +18,14 @@ local function lease_of(slot, id, attempt)
   return string.sub(offer, 1, 4) .. string.sub(redis.sha1hex(offer .. ' ' .. id .. ' ' .. attempt), 1, 28)
 end
 
--- It goes to a slot, whose ARGV begin at `slot`: offer id, runner id, system id. More fields of its record may follow.
--- Answers the lease id.
-local function assign(id, attempt, scope, project_id, slot, me, due, ...)
+-- Until when the runner of a slot has to accept: its own time, or else that of the call.
+local function due_of(slot, accept_ms)
+  return string.format('%.0f', NOW + (tonumber(ARGV[slot + 3]) or accept_ms))
+end
+
+-- It goes to a slot, whose ARGV begin at `slot`: offer id, runner id, system id, how long its runner has to accept ('': as all).
+-- More fields of its record may follow. Answers the lease id.
+local function assign(id, attempt, scope, project_id, slot, me, accept_ms, ...)
   local lease_id = lease_of(slot, id, attempt)
   local tenant = project(project_id).tenant -- who pays may have changed since it was queued
   local held_by = holder(lease_id, ARGV[slot + 1], ARGV[slot + 2], me)
@@ -28,7 +33,7 @@ local function assign(id, attempt, scope, project_id, slot, me, due, ...)
   call('HSET', job_key(id), 'state', 'assigned', 'lease', lease_text(lease_id, attempt, tenant, me, scope),
     'holder', held_by, 'since_ms', NOW_TEXT, ...)
   new_ids[#new_ids + 1] = id
-  new_deadlines[#new_deadlines + 1], new_deadlines[#new_deadlines + 2] = due, id
+  new_deadlines[#new_deadlines + 1], new_deadlines[#new_deadlines + 2] = due_of(slot, accept_ms), id
   return lease_id
 end
 

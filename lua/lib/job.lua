@@ -2,7 +2,8 @@
 --
 -- job:<id>        hash    state, place ('<bucket> <entry id>'), tenant, max_attempts (unless 1); from the first take on
 --                         lease ('<lease id> <attempt> <tenant> <pod> <scope it was taken in>'), holder (the JSON members
---                         of its events that say who holds it), since_ms, beat, starts, failed_deliveries, cancel_reason.
+--                         of its events that say who holds it), since_ms, beat, starts, failed_deliveries, cancel_reason, silent_ms
+--                         (of one that runs and does not beat: how long nothing may be heard of it).
 --                         While it is queued these are few and short: Redis keeps them as one small list. A holder
 --                         is long, and Redis then keeps a table: larger, but faster to read. Few fields, as each costs
 --                         about as much as a short key of its own.
@@ -170,6 +171,16 @@ local function settle(me, mine)
   for _, job in ipairs(went_back) do held[#held + 1] = job end
   let_go(held)
   if keys[1] then call('UNLINK', unpack(keys)) end
+end
+
+local NO_ENTRY = '0-0' -- the place of a job that has none
+
+-- A queued job is not to be taken. It has no place any more.
+local function leave_queue(job)
+  bucket_forget(job.bucket, { job.entry_id })
+  local head = bucket_head(job.bucket)
+  reindex(job.bucket, head)
+  if not head then bucket_close(job.bucket) end
 end
 
 -- To its old place in the queue, as its record has it already.

@@ -1,6 +1,7 @@
-//! What a stage holds of a session: a place to put messages, and a way to end it.
+//! What a stage holds of a session: a place to put messages, and a way to end it. The same for a native runner's stream and for the
+//! held calls of a GitLab Runner.
 //!
-//! Bounded by messages and by bytes. A session that is over a bound is closed at once and what was queued for it is dropped:
+//! A stream's is bounded by messages and by bytes. A session that is over a bound is closed at once and what was queued for it is dropped:
 //! its stream may not be polled for long, and payloads would stay in memory until it is.
 
 use std::collections::VecDeque;
@@ -13,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::calls::HeldCalls;
 use super::session::Closed;
 use crate::proto::{RouterMessage, router_message};
 use crate::telemetry::labels::SessionClosed;
@@ -25,13 +27,28 @@ const BYTES_MAX: usize = 128 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(u64);
 
+/// By which door a session came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The native stream: it accepts, beats, and reports its ends to us.
+    Native,
+    /// Held `GetJob` calls: it reports to Rails.
+    GitLab,
+}
+
 /// Messages to one runner, in order. Cheap to clone.
 #[derive(Clone)]
 pub struct Outbox {
     session: SessionId,
     closed: mpsc::UnboundedSender<Closed>,
-    queue: Arc<Queue>,
+    to: To,
     end: Arc<End>,
+}
+
+#[derive(Clone)]
+enum To {
+    Stream(Arc<Queue>),
+    Calls(Arc<HeldCalls>),
 }
 
 /// The receiving half: what the session's stream sends on.
@@ -72,7 +89,17 @@ pub(super) fn outbox(session: SessionId, slots: u32, closed: mpsc::UnboundedSend
     let queue = Queue { waiting: Mutex::default(), more: Notify::new(), capacity: capacity(slots) };
     let queue = Arc::new(queue);
     let end = Arc::new(End { now: CancellationToken::new(), why: OnceLock::new() });
-    (Outbox { session, closed, queue: queue.clone(), end: end.clone() }, Outgoing { queue, end })
+    (Outbox { session, closed, to: To::Stream(queue.clone()), end: end.clone() }, Outgoing { queue, end })
+}
+
+/// An outbox for the held calls of a manager, and how it is told to end.
+pub(super) fn outbox_to_calls(
+    session: SessionId,
+    calls: Arc<HeldCalls>,
+    closed: mpsc::UnboundedSender<Closed>,
+) -> (Outbox, Arc<End>) {
+    let end = Arc::new(End { now: CancellationToken::new(), why: OnceLock::new() });
+    (Outbox { session, closed, to: To::Calls(calls), end: end.clone() }, end)
 }
 
 // === impl SessionId ===
@@ -94,20 +121,28 @@ impl fmt::Display for SessionId {
 // === impl Outbox ===
 
 impl Outbox {
-    /// Puts a message; false when the session has ended, or ends now because the runner does not read.
+    /// Puts a message; false when it goes nowhere: the session has ended, or ends now because the runner does not read, or no call
+    /// is held that could take a job.
     pub fn send(&self, kind: router_message::Kind) -> bool {
+        match &self.to {
+            To::Stream(queue) => self.send_on(queue, kind),
+            To::Calls(calls) => !self.is_closed() && calls.hear(kind),
+        }
+    }
+
+    fn send_on(&self, queue: &Queue, kind: router_message::Kind) -> bool {
         let message = RouterMessage { kind: Some(kind) };
         let bytes = message.encoded_len();
         {
-            let mut waiting = self.queue.lock();
+            let mut waiting = queue.lock();
             if waiting.over {
                 return false;
             }
-            if waiting.messages.len() < self.queue.capacity && waiting.bytes + bytes <= BYTES_MAX {
+            if waiting.messages.len() < queue.capacity && waiting.bytes + bytes <= BYTES_MAX {
                 waiting.messages.push_back(message);
                 waiting.bytes += bytes;
-                self.queue.more.notify_one();
-                return !self.end.now.is_cancelled();
+                queue.more.notify_one();
+                return !self.is_closed();
             }
             waiting.end();
         }
@@ -116,6 +151,19 @@ impl Outbox {
         // Its stream is not polled while the runner does not read, and may never tell its own end.
         let _ = self.closed.send(Closed { session: self.session, why: SessionClosed::Slow });
         false
+    }
+
+    /// By which door its session came.
+    pub fn door(&self) -> Door {
+        match self.to {
+            To::Stream(_) => Door::Native,
+            To::Calls(_) => Door::GitLab,
+        }
+    }
+
+    /// Whether its session was told to end.
+    pub fn is_closed(&self) -> bool {
+        self.end.now.is_cancelled()
     }
 
     /// Ends the session, after what is in the outbox, with this status (none: an orderly end). The first call wins.

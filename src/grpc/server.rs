@@ -18,8 +18,11 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::calls::Calls;
 use super::connection::{Peer, accept};
+use super::get_job;
 use super::session::{Caller, Doors, messages};
+use crate::proto::gitlab::job_router_server::JobRouterServer;
 use crate::proto::runner_service_server::{RunnerService, RunnerServiceServer};
 use crate::proto::{RouterMessage, RunnerMessage};
 use crate::telemetry::metrics;
@@ -31,6 +34,9 @@ const STREAM_HEADROOM: u32 = 64;
 
 /// How long a token counts as known after it was last let in: longer than any deployment rolls.
 const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// How often to look for managers that call no more.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How long connections may take to end after the server was told to stop: a runner that does not read never ends its own.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
@@ -50,6 +56,8 @@ pub struct Limits {
     pub message_max_bytes: usize,
     /// How long a stream may take to its Hello.
     pub hello_timeout: Duration,
+    /// How long a `GetJob` call is held.
+    pub hold: Duration,
     /// HTTP/2 pings to a silent connection.
     pub keepalive_interval: Duration,
     /// How long a ping may stay unanswered.
@@ -76,30 +84,44 @@ pub async fn serve(
         .max_concurrent_streams(max_streams);
     let failures =
         Failures { tries: RateLimiter::dashmap(failures), refused: Mutex::default(), known: Mutex::default() };
-    let door = Door { limits, doors, sessions: Arc::default(), failures: Arc::new(failures) };
-    let service = RunnerServiceServer::new(door)
+    let calls = Calls::new(doors.clone());
+    let door = Arc::new(Door { limits, doors, calls, sessions: Arc::default(), failures: Arc::new(failures) });
+    let native = RunnerServiceServer::from_arc(door.clone())
         .max_decoding_message_size(message_max_bytes)
         .max_encoding_message_size(usize::MAX);
+    let gitlab = JobRouterServer::from_arc(door.clone())
+        .max_decoding_message_size(get_job::REQUEST_MAX_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    let look = async {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            ticks.tick().await;
+            door.calls.look();
+        }
+    };
     let cut = async {
         shutdown.cancelled().await;
         tokio::time::sleep(CLOSE_MAX).await;
     };
+    let server = server.add_service(native).add_service(gitlab);
     tokio::select! {
-        served = server.add_service(service).serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned()) => served,
+        served = server.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned()) => served,
         () = cut => Ok(()),
+        () = look => unreachable!("it goes on"),
     }
 }
 
-/// The service of `runner.proto`.
-struct Door {
-    limits: Limits,
+/// The services of `runner.proto`, here, and of `gitlab/job_router.proto`, in `get_job`.
+pub(super) struct Door {
+    pub(super) limits: Limits,
     doors: Doors,
+    pub(super) calls: Calls,
     sessions: Arc<AtomicUsize>,
-    failures: Arc<Failures>,
+    pub(super) failures: Arc<Failures>,
 }
 
 /// Failed log-ins by address.
-struct Failures {
+pub(super) struct Failures {
     tries: DefaultKeyedRateLimiter<IpAddr>,
     /// Addresses that have used up theirs, and until when they are refused unheard.
     refused: Mutex<HashMap<IpAddr, Instant>>,
@@ -115,14 +137,14 @@ pub(super) struct LogIn {
 }
 
 /// A place among `max_sessions`, free again when dropped.
-struct Place(Arc<AtomicUsize>);
+pub(super) struct Place(Arc<AtomicUsize>);
 
 type Messages = Pin<Box<dyn Stream<Item = Result<RouterMessage, Status>> + Send>>;
 
 // === impl Door ===
 
 impl Door {
-    fn place(&self) -> Result<Place, Status> {
+    pub(super) fn place(&self) -> Result<Place, Status> {
         let before = self.sessions.fetch_add(1, Ordering::Relaxed);
         let place = Place(self.sessions.clone());
         if before < self.limits.max_sessions {
@@ -136,7 +158,7 @@ impl Door {
 
 impl Failures {
     /// Counts a failed log-in, which costs the address one of its tries.
-    fn count(&self, address: IpAddr) {
+    pub(super) fn count(&self, address: IpAddr) {
         metrics().auth_failures_total.increment(1);
         if let Err(until) = self.tries.check_key(&address) {
             let now = Instant::now();
@@ -152,7 +174,7 @@ impl Failures {
 
     /// Whether an address may try. A token that was let in lately may be used whatever others at its address do: behind a proxy,
     /// all runners have one address.
-    fn check(&self, address: IpAddr, token_sha256: Option<&str>) -> Result<(), Status> {
+    pub(super) fn check(&self, address: IpAddr, token_sha256: Option<&str>) -> Result<(), Status> {
         if token_sha256.is_some_and(|token| self.is_known(token)) {
             return Ok(());
         }
@@ -174,6 +196,10 @@ impl Failures {
 // === impl LogIn ===
 
 impl LogIn {
+    pub(super) fn new(failures: &Arc<Failures>, address: IpAddr, token_sha256: &str) -> Self {
+        Self { failures: failures.clone(), address, token_sha256: token_sha256.to_owned() }
+    }
+
     pub(super) fn worked(self) {
         let mut known = self.failures.known.lock().expect("nobody panics with it");
         known.insert(self.token_sha256, Instant::now());
@@ -210,7 +236,7 @@ impl RunnerService for Door {
             }
         };
         let caller = Caller {
-            log_in: LogIn { failures: self.failures.clone(), address, token_sha256: token_sha256.clone() },
+            log_in: LogIn::new(&self.failures, address, &token_sha256),
             token_sha256,
             inbound: request.into_inner(),
             doors: self.doors.clone(),
@@ -234,7 +260,7 @@ impl Drop for Place {
 }
 
 /// The hash of the call's token. The token itself goes no further than this function.
-fn token_sha256(metadata: &MetadataMap) -> Result<String, Status> {
+pub(super) fn token_sha256(metadata: &MetadataMap) -> Result<String, Status> {
     let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
     let token = header.and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
     match token {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::connection::StreamSlot;
@@ -117,6 +118,8 @@ pub struct Doors {
     pub finished: mpsc::Sender<Spoken<Finished>>,
     /// Ends of sessions. Unbounded, as it is sent from a destructor; each admitted session sends one.
     pub closed: mpsc::UnboundedSender<Closed>,
+    /// Cancelled when the pod sends its runners away.
+    pub draining: CancellationToken,
 }
 
 /// What a caller needs to become a session.
@@ -182,7 +185,7 @@ async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
     let slots = hello.slots.saturating_add(hello.running.len() as u32);
     let (outbox, outgoing) = outbox(id, slots, doors.closed.clone());
     let (answer, answered) = oneshot::channel();
-    let answer = Answer { to: answer, log_in };
+    let answer = Answer::new(answer, log_in);
     let knock = Knock { session: id, token_sha256, hello, outbox, answer };
     let away = || Status::unavailable("the pod is stopping; reconnect to another");
     // Built before the answer, so that its end is told even if the caller goes while it is let in.
@@ -196,6 +199,10 @@ async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
 // === impl Answer ===
 
 impl Answer {
+    pub(super) fn new(to: oneshot::Sender<Result<Welcome, Status>>, log_in: LogIn) -> Self {
+        Self { to, log_in }
+    }
+
     /// Lets the caller in; false if it has left.
     pub fn welcome(self, welcome: Welcome) -> bool {
         self.log_in.worked();

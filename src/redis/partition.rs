@@ -3,6 +3,7 @@
 //! Every method is one script call and may be repeated with the same arguments (invariant 6): after a timeout or a
 //! lost connection the caller sends it again. `lua/<name>.lua` says what each does.
 
+mod acknowledge;
 mod jobs;
 mod leases;
 mod mail;
@@ -15,7 +16,7 @@ use super::pauses::{Over, over_of};
 use super::scripts::{self, Outcome};
 use super::{Arg, Entry, Reader, Redis, RedisError, Reply, Script};
 use crate::contract::EventType;
-use crate::job::{JobId, Lease, LeaseId, Name, PendingJob, ProjectId, Tenant};
+use crate::job::{JobId, Lease, Name, PendingJob, ProjectId, Tenant};
 use crate::runner::{Lane, Scope};
 use crate::tags::{Capability, Fingerprint};
 pub use jobs::{FannedOut, HandOver, Manager, Offer, PassedOver, Taken, TakenJob, Terms};
@@ -53,7 +54,7 @@ impl Partition {
         terms: impl Into<Terms>,
         slots: &[HandOver],
     ) -> Result<FannedOut, RedisError> {
-        let mut args = Vec::with_capacity(5 + slots.len() * 6 + jobs.len() * 10);
+        let mut args = Vec::with_capacity(5 + slots.len() * 7 + jobs.len() * 10);
         push_terms(&mut args, pod, terms.into());
         args.push((slots.len() as u64).into());
         for HandOver { job_id, lane, rank, offer } in slots {
@@ -82,7 +83,7 @@ impl Partition {
         lanes: &[Lane],
         offers: &[Offer],
     ) -> Result<Taken, RedisError> {
-        let mut args = Vec::with_capacity(6 + lanes.len() + offers.len() * 3);
+        let mut args = Vec::with_capacity(6 + lanes.len() + offers.len() * 4);
         push_terms(&mut args, pod, terms.into());
         args.extend([rank.into(), (lanes.len() as u64).into()]);
         args.extend(lanes.iter().map(|lane| Arg::from(lane.to_string())));
@@ -93,14 +94,10 @@ impl Partition {
     }
 
     /// `start`: records accepted jobs as running; answers the record of each that does.
-    pub async fn start(
-        &self,
-        lease_time: Duration,
-        jobs: &[(JobId, Option<LeaseId>)],
-    ) -> Result<Vec<Started>, RedisError> {
+    pub async fn start(&self, lease_time: Duration, jobs: &[Lease]) -> Result<Vec<Started>, RedisError> {
         let mut args = vec![ms(lease_time)];
-        for (job_id, lease_id) in jobs {
-            args.extend([job_id.0.into(), lease_arg(*lease_id)]);
+        for Lease { job_id, lease_id } in jobs {
+            args.extend([job_id.0.into(), lease_id.to_string().into()]);
         }
         self.call_durably(&scripts::START, args).await?.into_array()?.into_iter().map(started_of).collect()
     }

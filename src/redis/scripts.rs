@@ -27,6 +27,8 @@ pub static FAN_OUT: Script = script!("fan_out", "");
 pub static TAKE: Script = script!("take", "allow-oom");
 /// Records that accepted jobs run.
 pub static START: Script = script!("start", "allow-oom");
+/// Records that a job runs at a runner that reports to Rails.
+pub static ACKNOWLEDGE: Script = script!("acknowledge", "allow-oom");
 /// Keeps held jobs alive.
 pub static RENEW: Script = script!("renew", "allow-oom");
 /// Returns assigned jobs to their places.
@@ -81,10 +83,11 @@ pub static STUCK: Script = script!("stuck", "allow-oom");
 pub static BARRIER: Script = script!("barrier", "allow-oom");
 
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
-pub static ALL: [&Script; 28] = [
+pub static ALL: [&Script; 29] = [
     &FAN_OUT,
     &TAKE,
     &START,
+    &ACKNOWLEDGE,
     &RENEW,
     &GIVE_BACK,
     &FINISH,

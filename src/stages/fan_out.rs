@@ -23,7 +23,7 @@ use tracing::{debug, info};
 
 use super::{Pod, Queueing, Slot, ToTake, Undone, between};
 use crate::contract::{self, Limits, Message};
-use crate::job::{JobId, Lease, PendingJob, ProjectId, Tenant};
+use crate::job::{JobId, Lease, OfferId, PendingJob, ProjectId, Tenant};
 use crate::redis::scripts::Outcome;
 use crate::redis::{Entry, FannedOut, HandOver, Reader, Report, TakenJob};
 use crate::runner::{Lane, Scope};
@@ -342,10 +342,13 @@ impl FanOut {
                 between("cancel: before its entry is done with");
                 info!(%job_id, outcome = outcome.word(), "job canceled by rails");
             }
-            Message::JobRunning { job_id, tenant, .. } => {
-                let (_, partition) = self.home(&tenant);
-                let job = [(job_id, None)];
-                self.pod.until_done("start", || partition.start(config.lease, &job)).await?;
+            Message::JobRunning { job_id, tenant, runner_id, system_id } => {
+                let (number, partition) = self.home(&tenant);
+                let (offer, runner) = (OfferId::random(number), runner_id.zip(system_id));
+                let (pod, margin) = (&self.pod.name, config.lease);
+                let call = || partition.acknowledge(pod, margin, job_id, offer, runner.as_ref());
+                let outcome = self.pod.until_done("acknowledge", call).await?;
+                debug!(%job_id, outcome = outcome.word(), "rails says that it runs");
             }
             Message::JobFinished { job_id, tenant, status, exit_code, failure_reason } => {
                 let (_, partition) = self.home(&tenant);

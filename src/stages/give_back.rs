@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::info;
 
-use super::{BATCH, GiveBack, Pod, ToTake, Undone, between, by_partition, revoked};
+use super::{BATCH, GiveBack, Pod, ToTake, Undone, between, by_partition, revoked, runs_for_rails};
 use crate::grpc::Spoken;
 use crate::job::Lease;
 use crate::redis::Return;
@@ -62,7 +62,7 @@ fn decline(pod: &Pod, spoken: &Spoken<Lease>) -> Option<GiveBack> {
 }
 
 fn overdue(pod: &Pod) -> impl Iterator<Item = GiveBack> {
-    let overdue = pod.held.overdue(pod.config.accept_timeout);
+    let overdue = pod.held.overdue(|door| pod.accept_timeout(door));
     let why = GaveBack::AcceptTimeout;
     overdue.into_iter().map(move |(lease, session)| GiveBack { lease, why, back_off: Some(session) })
 }
@@ -81,6 +81,7 @@ async fn give_back(pod: &Pod, number: u16, backs: &[GiveBack], take: &mpsc::Send
     between("give_back: before Revoked");
     for (back, outcome) in backs.iter().zip(outcomes) {
         if outcome == Outcome::Refused {
+            runs_for_rails(pod, back.lease);
             continue; // it started meanwhile: it is where it should be
         }
         if let Some(outbox) = pod.held.remove(back.lease) {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::grpc::{Outbox, SessionId};
+use crate::grpc::{Door, Outbox, SessionId};
 use crate::job::{JobId, Lease, LeaseId};
 use crate::redis::{Record, Remembered, Report};
 use crate::telemetry::metrics;
@@ -110,6 +110,14 @@ impl Held {
         self.lock().held.get(&lease_id).is_some_and(|entry| entry.phase != Phase::Running)
     }
 
+    /// Rails says that the runner runs it: it speaks of that job to Rails alone from now on. Answers its outbox and how long that took.
+    pub fn runs_for_rails(&self, lease: Lease) -> Option<(Outbox, Duration)> {
+        let mut tables = self.lock();
+        tables.held.get(&lease.lease_id).filter(|entry| entry.outbox.door() == Door::GitLab)?;
+        let entry = tables.remove(lease)?;
+        Some((entry.outbox, entry.since.elapsed()))
+    }
+
     /// The job is not held any more; answers who held it. Nobody held it under the lease of another job.
     pub fn remove(&self, lease: Lease) -> Option<Outbox> {
         let mut tables = self.lock();
@@ -161,11 +169,11 @@ impl Held {
         undelivered
     }
 
-    /// Pushed jobs whose runners have not answered for `timeout`.
-    pub fn overdue(&self, timeout: Duration) -> Vec<(Lease, SessionId)> {
+    /// Pushed jobs whose runners have not answered for the time that they have, by their door.
+    pub fn overdue(&self, timeout: impl Fn(Door) -> Duration) -> Vec<(Lease, SessionId)> {
         let tables = self.lock();
-        let overdue =
-            tables.held.iter().filter(|(_, entry)| entry.phase == Phase::Assigned && entry.since.elapsed() >= timeout);
+        let is_overdue = |entry: &Entry| entry.since.elapsed() >= timeout(entry.outbox.door());
+        let overdue = tables.held.iter().filter(|(_, entry)| entry.phase == Phase::Assigned && is_overdue(entry));
         overdue.map(|(lease_id, entry)| (Lease { job_id: entry.job_id, lease_id: *lease_id }, entry.session)).collect()
     }
 

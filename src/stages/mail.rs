@@ -1,14 +1,14 @@
 //! mail: hears what scripts that other pods ran have to say to this one.
 //!
 //! In: one partition's mailbox, read with a blocking call on its own connection. Out: wakes and new lanes to the take stage;
-//! `Cancel` and `Revoked` to runners.
+//! `Start`, `Cancel` and `Revoked` to runners.
 
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use super::{Pod, ToTake, between, cancel, revoked};
+use super::{Pod, ToTake, between, cancel, revoked, runs_for_rails};
 use crate::redis::{Mail, Reader};
 use crate::telemetry::labels::Wake;
 use crate::telemetry::metrics;
@@ -69,6 +69,7 @@ async fn deal_with(pod: &Pod, number: u16, letter: Mail, take: &mpsc::Sender<ToT
             between("mail: before Cancel");
             cancel(pod, lease, grace, reason);
         }
+        Mail::Started(lease) => runs_for_rails(pod, lease),
         Mail::Revoke { lease, reason } => {
             if let Some(outbox) = pod.held.remove(lease) {
                 outbox.send(revoked(lease, &reason));

@@ -253,8 +253,10 @@ impl Recover {
         // The pushing pod looks after the time to accept; others only when it is past.
         let overdue = assigned.into_iter().filter(|due| due.overdue_ms >= 0);
         let mut ended = self.assigned.unchanged(asked, overdue.map(|due| (without_time(due), ())));
-        let mut run_out = self.leases.unchanged(asked, leased.into_iter().map(|due| (without_time(due), ())));
-        let lost = self.astray.unchanged(asked, astray.iter().map(|due| (without_news(due), ())));
+        let silent = |due: &Due| due.silent.unwrap_or_default();
+        let leased = leased.into_iter().map(|due| (silent(&due), without_time(due)));
+        let mut run_out = self.leases.unchanged_for(asked, leased.map(|(silent, due)| (due, (), silent)));
+        let lost = self.astray.unchanged_for(asked, astray.iter().map(|due| (without_news(due), (), silent(due))));
         let lost = astray.into_iter().filter(|due| lost.contains(&(without_news(due), ())));
         run_out.extend(lost.map(|due| (due, ())));
         if self.breaker.holds(asked, run_out.len(), look.live) {

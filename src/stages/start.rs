@@ -37,7 +37,7 @@ pub async fn run(pod: Pod, mut accepted: mpsc::Receiver<Spoken<Lease>>) {
 }
 
 async fn start(pod: &Pod, number: u16, jobs: Vec<(Lease, Outbox)>) -> Result<(), Undone> {
-    let leases: Vec<_> = jobs.iter().map(|(lease, _)| (lease.job_id, Some(lease.lease_id))).collect();
+    let leases: Vec<Lease> = jobs.iter().map(|(lease, _)| *lease).collect();
     let (partition, before) = (&pod.partitions[usize::from(number)], pod.seen(number));
     let outcomes = pod.until_done("start", || partition.start(pod.config.lease, &leases)).await?;
     between("start: before Start");

@@ -29,7 +29,7 @@ use tracing::{error, info};
 use super::{BATCH, GiveBack, Opened, Pod, Queueing, Slot, ToTake, Undone, between, wire};
 use crate::clock::jitter;
 use crate::grpc::{Closed, SessionId, Slots, Spoken};
-use crate::job::{OfferId, RunnerId};
+use crate::job::RunnerId;
 use crate::redis::{Change, Manager, Offer, Taken};
 use crate::runner::{Lane, RunnerRecord, Scope};
 use crate::telemetry::labels::{self, SessionClosed, Took};
@@ -346,9 +346,9 @@ impl Take {
         self.held_back.asked(partition, &lanes);
         let liked = self.affinity.asked(partition, &lanes);
         let offers = self.fleet.offer(class, partition, most, &liked);
-        let offers = offers.into_iter().map(|(session, runner_id, system_id)| {
-            (Offer { id: OfferId::random(partition), runner_id, system_id }, session)
-        });
+        let offers = offers
+            .into_iter()
+            .map(|(session, runner_id, system_id)| (self.pod.offer(partition, session, runner_id, system_id), session));
         let rank = self.fleet.rank_of(class);
         Some(Asked { partition, by: By::Class(class, turn), rank, lanes, offers: offers.collect() })
     }

@@ -1,4 +1,4 @@
-//! The admin server: `/livez`, `/readyz` and `/metrics` over plain HTTP, on a port of its own.
+//! The admin server: `/livez`, `/readyz`, `/metrics` and the discovery of GitLab Runners, over plain HTTP, on a port of its own.
 //!
 //! It never asks Redis: a Redis that is away must not get pods killed, which would cut the runners they hold.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
-use axum::http::{StatusCode, header::CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -26,6 +26,8 @@ pub struct Admin {
     pub readiness: Arc<Readiness>,
     /// For `/metrics`.
     pub registry: &'static Registry,
+    /// Where GitLab Runners find the router; none: it is not told here.
+    pub gitlab_server_url: Option<String>,
 }
 
 /// The routes; the caller may merge more.
@@ -33,11 +35,13 @@ pub struct Admin {
 /// - `/livez`: 200 as long as the event loop turns.
 /// - `/readyz`: 200 if new runners are welcome, else 503; with `?verbose`, a line for each check.
 /// - `/metrics`: the Prometheus text format.
+/// - `/api/v4/runners/router/discovery`: what a GitLab Runner asks Rails, where it is routed here.
 pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/api/v4/runners/router/discovery", get(discovery))
         .with_state(admin)
 }
 
@@ -72,6 +76,15 @@ async fn readyz(State(admin): State<Admin>, RawQuery(query): RawQuery) -> impl I
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
 }
 
+/// No secret, so whoever has a token is told; what the token is good for is seen at the call.
+async fn discovery(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
+    match admin.gitlab_server_url {
+        Some(url) if headers.contains_key("runner-token") => Ok(axum::Json(serde_json::json!({ "server_url": url }))),
+        Some(_) => Err((StatusCode::UNAUTHORIZED, "header Runner-Token: missing\n")),
+        None => Err((StatusCode::NOT_FOUND, "gitlab_server_url is not set\n")),
+    }
+}
+
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.registry.render())
 }
@@ -89,7 +102,8 @@ mod tests {
         let address = listener.local_addr().expect("bound");
         let registry: &'static Registry = Box::leak(Box::default());
         let shutdown = CancellationToken::new();
-        let admin = Admin { readiness: Arc::clone(readiness), registry };
+        let gitlab_server_url = Some("grpc://router.example.com:443".to_owned());
+        let admin = Admin { readiness: Arc::clone(readiness), registry, gitlab_server_url };
         let server = serve(listener, router(admin), shutdown.clone());
         let client = async {
             test(address).await;
@@ -101,12 +115,28 @@ mod tests {
     }
 
     async fn ask(address: std::net::SocketAddr, path: &str) -> String {
+        ask_with(address, path, "").await
+    }
+
+    async fn ask_with(address: std::net::SocketAddr, path: &str, header: &str) -> String {
         let mut stream = TcpStream::connect(address).await.expect("listening");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{header}\r\n");
         stream.write_all(request.as_bytes()).await.expect("sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("answered");
         answer
+    }
+
+    #[tokio::test]
+    async fn a_gitlab_runner_is_told_where_the_router_is() {
+        with_server(&Arc::default(), async |address| {
+            let path = "/api/v4/runners/router/discovery";
+            assert!(ask(address, path).await.starts_with("HTTP/1.1 401"));
+            let told = ask_with(address, path, "Runner-Token: t\r\n").await;
+            assert!(told.starts_with("HTTP/1.1 200") && told.contains("content-type: application/json"), "{told}");
+            assert!(told.ends_with("{\"server_url\":\"grpc://router.example.com:443\"}"), "{told}");
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -93,6 +93,7 @@ labels! {
         Slow = "slow",
         Protocol = "protocol",
         Replaced = "replaced",
+        Idle = "idle",
     }
 
     /// A call to Redis: a script by its name, or any other command.

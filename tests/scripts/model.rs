@@ -169,9 +169,22 @@ impl Run {
             Op::Take(pod, lanes, offers) => self.take(pod, lanes, offers, again).await,
             Op::Start(jobs) => {
                 let answer = partition.start(LONG, jobs).await.expect("starts");
-                let expected: Vec<_> = jobs.iter().map(|(id, lease)| model.start(id.0, *lease)).collect();
+                let expected: Vec<_> = jobs.iter().map(|lease| model.start(*lease)).collect();
                 let answer: Vec<_> = answer.iter().map(Started::outcome).collect();
                 assert_eq!(answer, expected, "{op:?}");
+            }
+            Op::Acknowledge(pod, id, offer, runner) => {
+                let by = name(pod);
+                let call = partition.acknowledge(&by, LONG, JobId(*id), *offer, runner.as_ref());
+                let answer = call.await.expect("acknowledges");
+                let (expected, other_lease) = model.acknowledge(pod, *id, runner.as_ref());
+                assert_eq!(answer, expected, "{op:?}");
+                if other_lease {
+                    let fields = self.world.fields(*id).await;
+                    let lease = fields["lease"].split(' ').next().and_then(|id| id.parse().ok());
+                    assert!(self.leases.insert(lease.expect("a lease id")), "{op:?}: a lease that was used before");
+                    self.model.jobs.get_mut(id).expect("it runs").lease = lease;
+                }
             }
             Op::Renew(pod, leases) => {
                 let answer = partition.renew(&name(pod), LONG, leases).await.expect("renews");

@@ -34,7 +34,7 @@ async fn take_one(world: &World) -> Lease {
 }
 
 async fn start(world: &World, lease: Lease) -> Outcome {
-    world.partition.start(LEASE, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts")[0].outcome()
+    world.partition.start(LEASE, &[lease]).await.expect("starts")[0].outcome()
 }
 
 async fn running(world: &World) -> Lease {
@@ -461,8 +461,7 @@ async fn all_that_is_due_is_found_once_page_by_page_also_where_deadlines_are_the
         world.queue(job(id)).await;
     }
     let leases: Vec<_> = take(&world, 7).await.into_iter().map(|job| job.lease).collect();
-    let same: Vec<_> = leases[..4].iter().map(|lease| (lease.job_id, Some(lease.lease_id))).collect();
-    world.partition.start(LEASE, &same).await.expect("starts");
+    world.partition.start(LEASE, &leases[..4]).await.expect("starts");
     for page in 1..=8 {
         let due = world.partition.due(LEASE * 2, LEASE * 4, page, 100).await.expect("due").due;
         let mut found: Vec<u64> = due.iter().map(|due| due.lease.job_id.0).collect();

@@ -19,7 +19,7 @@ async fn take(world: &World, n: usize) -> Vec<Lease> {
 }
 
 async fn start(world: &World, lease: Lease) -> Record {
-    let started = world.partition.start(LONG, &[(lease.job_id, Some(lease.lease_id))]).await.expect("starts");
+    let started = world.partition.start(LONG, &[lease]).await.expect("starts");
     let [Started::Running(record)] = &started[..] else { panic!("it was taken") };
     record.clone()
 }
@@ -74,7 +74,7 @@ async fn nothing_is_assigned_in_a_redis_without_a_name() {
         job_id: job(2).id,
         lane: instance_lane(),
         rank: 0,
-        offer: Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s") },
+        offer: Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s"), accept_timeout: None },
     };
     let two = of_tenant(job(2), 2, 2);
     let answer =

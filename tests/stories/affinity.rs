@@ -17,7 +17,7 @@ const TERMS: Terms = Terms {
 };
 
 fn offer(system_id: &str) -> Offer {
-    Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name(system_id) }
+    Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name(system_id), accept_timeout: None }
 }
 
 fn with_key(id: u64, key: &str) -> PendingJob {

@@ -17,7 +17,7 @@ const TERMS: Terms =
     Terms { accept_timeout: Duration::from_secs(10), affinity_memory: Duration::from_secs(600), affinity_wait: WAIT };
 
 fn offer(system_id: &str) -> Offer {
-    Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name(system_id) }
+    Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name(system_id), accept_timeout: None }
 }
 
 /// A job of a tenant of its own, queued now.

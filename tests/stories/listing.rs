@@ -57,8 +57,7 @@ async fn every_job_that_has_not_ended_is_on_some_page() {
         world.queue(of_tenant(job(id), id % 3 + 1, id % 3 + 1)).await;
     }
     let leases = take(&world, 40).await;
-    let starts: Vec<_> = leases.iter().map(|lease| (lease.job_id, Some(lease.lease_id))).collect();
-    world.partition.start(LONG, &starts[..30]).await.expect("starts");
+    world.partition.start(LONG, &leases[..30]).await.expect("starts");
     world.finish(leases[0]).await;
     world.partition.cancel(leases[1].job_id, "why not", LONG, LONG).await.expect("cancels");
 

@@ -7,6 +7,7 @@ mod commands;
 mod door;
 mod explain;
 mod faults;
+mod gitlab;
 mod inbox;
 mod jobs;
 mod listing;

@@ -163,7 +163,7 @@ async fn what_runs_goes_on_while_it_is_paused_and_a_cancel_is_heard() {
         // The answer of a take may be lost: what it took was taken before.
         let again = world.partition.take(&name("pod"), LONG, 0, &[instance_lane()], &slots).await.expect("takes").jobs;
         assert_eq!(again.len(), 2, "{target}");
-        let started = world.partition.start(LONG, &[(runs.job_id, Some(runs.lease_id))]).await.expect("starts");
+        let started = world.partition.start(LONG, &[runs]).await.expect("starts");
         assert_eq!(started[0].outcome(), Outcome::Ok, "{target}");
         let back = Return { lease: declined, reason: "declined", failed_delivery: true };
         world.partition.give_back(&name("pod"), 3, LONG, &[back]).await.expect("gives back");

@@ -75,7 +75,10 @@ async fn a_call_is_answered_once_a_replica_has_what_it_wrote() {
     let (primary, replica) = pair().await;
     let redis = Redis::connect(&settings(&primary)).await.expect("connects");
     let partition = Partition::new(redis, "{t:0}:");
-    let (pod, offer) = (name("pod"), Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s") });
+    let (pod, offer) = (
+        name("pod"),
+        Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s"), accept_timeout: None },
+    );
     let (jobs, terms) = ([entry(1)], Duration::from_secs(5));
     partition.heartbeat(&pod, "0", LONG, &crate::support::empty()).await.expect("beats");
     partition.scope(job_router::runner::Scope::Instance, true).await.expect("opens");
@@ -92,7 +95,7 @@ async fn a_call_is_answered_once_a_replica_has_what_it_wrote() {
     let lease = taken.jobs[0].lease;
 
     replica.pause().expect("freezes");
-    let start = [(lease.job_id, Some(lease.lease_id))];
+    let start = [lease];
     let report = [Report {
         job_id: lease.job_id,
         lease_id: Some(lease.lease_id),

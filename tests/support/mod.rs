@@ -99,7 +99,7 @@ impl World {
 
     /// A job that was taken runs and succeeds.
     pub async fn finish(&self, lease: job_router::job::Lease) {
-        let (long, start) = (std::time::Duration::from_secs(3600), [(lease.job_id, Some(lease.lease_id))]);
+        let (long, start) = (std::time::Duration::from_secs(3600), [lease]);
         self.partition.start(long, &start).await.expect("starts");
         let report = job_router::redis::Report {
             job_id: lease.job_id,
@@ -236,6 +236,7 @@ pub fn instance_lane() -> Lane {
 
 /// `n` free slots of runner 1.
 pub fn offers(n: usize) -> Vec<Offer> {
-    let offer = || Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s_1") };
+    let offer =
+        || Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: name("s_1"), accept_timeout: None };
     (0..n).map(|_| offer()).collect()
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use indicatif::ProgressBar;
 use job_router::contract::{Entry, Limits, Message};
-use job_router::job::{JobId, Name, OfferId, PendingJob, ProjectId, RunnerId, Tenant};
+use job_router::job::{JobId, Lease, Name, OfferId, PendingJob, ProjectId, RunnerId, Tenant};
 use job_router::redis::{Empty, Offer, Partition, Redis, Report, Taken, scripts};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, TagSet};
@@ -152,7 +152,12 @@ impl World {
         let (mut leases, mut calls) = (Vec::new(), 0);
         while (leases.len() as u64) < BATCH {
             let free = asking.slots.min(BATCH - leases.len() as u64);
-            let offer = |_| Offer { id: OfferId::random(0), runner_id: RunnerId(1), system_id: self.pod.clone() };
+            let offer = |_| Offer {
+                id: OfferId::random(0),
+                runner_id: RunnerId(1),
+                system_id: self.pod.clone(),
+                accept_timeout: None,
+            };
             let offers: Vec<Offer> = (0..free).map(offer).collect();
             let asked = asking.lanes.min(self.lanes.len());
             let lanes: Vec<Lane> = self.lanes.iter().cycle().skip(self.next_lane).take(asked).map(|l| l.0).collect();
@@ -168,13 +173,12 @@ impl World {
         }
         let takes = script_calls(&self.rig.redis).await?.time - before.time;
 
-        let started: Vec<_> = leases.iter().map(|lease| (lease.job_id, Some(lease.lease_id))).collect();
-        self.partition.start(TIMEOUT, &started).await?;
-        let reports: Vec<_> = started
+        self.partition.start(TIMEOUT, &leases).await?;
+        let reports: Vec<_> = leases
             .into_iter()
-            .map(|(job_id, lease_id)| Report {
+            .map(|Lease { job_id, lease_id }| Report {
                 job_id,
-                lease_id,
+                lease_id: Some(lease_id),
                 status: "success",
                 exit_code: 0,
                 failure_reason: String::new(),

@@ -90,6 +90,8 @@ pub struct Offer {
     pub runner_id: RunnerId,
     /// Which manager's slot.
     pub system_id: Name,
+    /// How long its runner has to accept, where that is not what the terms say.
+    pub accept_timeout: Option<Duration>,
 }
 
 /// A job that was moved to a runner of this pod.
@@ -157,7 +159,8 @@ pub(super) fn push_terms(args: &mut Vec<Arg>, pod: &Name, terms: Terms) {
 }
 
 pub(super) fn push_offer(args: &mut Vec<Arg>, offer: &Offer) {
-    args.extend([offer.id.to_string().into(), offer.runner_id.0.into(), offer.system_id.as_str().into()]);
+    let accept = offer.accept_timeout.map_or_else(|| "".into(), ms);
+    args.extend([offer.id.to_string().into(), offer.runner_id.0.into(), offer.system_id.as_str().into(), accept]);
 }
 
 fn head_of<'a>(entry_id: &str, job: &'a PendingJob) -> OrderHead<'a> {

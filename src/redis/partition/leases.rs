@@ -106,6 +106,8 @@ pub struct Due {
     pub beat: String,
     /// Milliseconds past its deadline; negative: still to go.
     pub overdue_ms: i64,
+    /// Of one that does not beat: for how long nothing may be heard of it.
+    pub silent: Option<Duration>,
 }
 
 /// A look at the leases.
@@ -160,12 +162,13 @@ impl fmt::Debug for Record {
 }
 
 pub(super) fn due_of(reply: Reply) -> Result<Due, RedisError> {
-    let [job_id, lease_id, state, beat, overdue_ms] = reply.into_tuple()?;
+    let [job_id, lease_id, state, beat, overdue_ms, silent_ms] = reply.into_tuple()?;
     Ok(Due {
         lease: Lease { job_id: parse(&job_id)?, lease_id: parse(&lease_id)? },
         state: state.as_str()?.to_owned(),
         beat: beat.as_str()?.to_owned(),
         overdue_ms: overdue_ms.as_i64()?,
+        silent: silent_ms.as_str()?.parse().ok().map(Duration::from_millis),
     })
 }
 

@@ -25,6 +25,8 @@ pub enum Mail {
         /// Why, for people.
         reason: String,
     },
+    /// Rails says that the runner runs this job of this pod.
+    Started(Lease),
     /// A lease of this pod has ended.
     Revoke {
         /// The job and its former lease.
@@ -58,6 +60,7 @@ impl Mail {
                 grace: Duration::from_millis(text("grace_ms")?.parse().ok()?),
                 reason: serde_json::from_str(text("reason")?).ok()?,
             }),
+            "started" => Some(Self::Started(lease()?)),
             "revoke" => Some(Self::Revoke { lease: lease()?, reason: text("reason")?.to_owned() }),
             _ => None,
         }

@@ -28,6 +28,18 @@ impl<K: Hash + Eq + Clone, V: PartialEq + Clone> Watch<K, V> {
     /// watches them anew. A look shows how things were at some time between its question and its answer: so it has been long
     /// enough when it is from the answer of the first look to the question of this one.
     pub(super) fn unchanged(&mut self, asked: Instant, now_seen: impl IntoIterator<Item = (K, V)>) -> Vec<(K, V)> {
+        let long_enough = self.long_enough;
+        self.unchanged_at(asked, Instant::now(), now_seen.into_iter().map(|(key, value)| (key, value, long_enough)))
+    }
+
+    /// The same, where some must have been the same for longer than others: at least for as long as stands with them.
+    pub(super) fn unchanged_for(
+        &mut self,
+        asked: Instant,
+        now_seen: impl IntoIterator<Item = (K, V, Duration)>,
+    ) -> Vec<(K, V)> {
+        let least = self.long_enough;
+        let now_seen = now_seen.into_iter().map(|(key, value, long_enough)| (key, value, long_enough.max(least)));
         self.unchanged_at(asked, Instant::now(), now_seen)
     }
 
@@ -35,16 +47,16 @@ impl<K: Hash + Eq + Clone, V: PartialEq + Clone> Watch<K, V> {
         &mut self,
         asked: Instant,
         now: Instant,
-        now_seen: impl IntoIterator<Item = (K, V)>,
+        now_seen: impl IntoIterator<Item = (K, V, Duration)>,
     ) -> Vec<(K, V)> {
         let mut before = std::mem::take(&mut self.seen);
         let mut unchanged = Vec::new();
-        for (key, value) in now_seen {
+        for (key, value, long_enough) in now_seen {
             let since = match before.remove(&key) {
                 Some((same, since)) if same == value => since,
                 _ => now,
             };
-            if asked.saturating_duration_since(since) >= self.long_enough {
+            if asked.saturating_duration_since(since) >= long_enough {
                 unchanged.push((key, value));
             } else {
                 self.seen.insert(key, (value, since));
@@ -58,25 +70,30 @@ impl<K: Hash + Eq + Clone, V: PartialEq + Clone> Watch<K, V> {
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(3);
+
     #[test]
     fn only_what_stays_the_same_in_every_look_is_told() {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);
-        let mut watch = Watch::new(Duration::from_secs(3));
-        assert!(watch.unchanged_at(at(0), at(0), [("same", 1), ("changes", 1), ("goes", 1)]).is_empty());
-        assert!(watch.unchanged_at(at(2), at(2), [("same", 1), ("changes", 2)]).is_empty());
-        let unchanged = watch.unchanged_at(at(3), at(3), [("same", 1), ("changes", 2), ("goes", 1)]);
-        assert_eq!(unchanged, [("same", 1)]);
-        assert!(watch.unchanged_at(at(4), at(4), [("same", 1)]).is_empty(), "it is watched anew");
+        let mut watch = Watch::new(LONG);
+        let mut look = |s, seen: &[(&'static str, i32)]| {
+            watch.unchanged_at(at(s), at(s), seen.iter().map(|(key, value)| (*key, *value, LONG)))
+        };
+        assert!(look(0, &[("same", 1), ("changes", 1), ("goes", 1)]).is_empty());
+        assert!(look(2, &[("same", 1), ("changes", 2)]).is_empty());
+        assert_eq!(look(3, &[("same", 1), ("changes", 2), ("goes", 1)]), [("same", 1)]);
+        assert!(look(4, &[("same", 1)]).is_empty(), "it is watched anew");
     }
 
     #[test]
     fn the_time_that_looks_take_does_not_count() {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);
-        let mut watch = Watch::new(Duration::from_secs(3));
-        assert!(watch.unchanged_at(at(0), at(5), [("one", 1)]).is_empty(), "seen at any time until the answer");
-        assert!(watch.unchanged_at(at(7), at(20), [("one", 1)]).is_empty(), "seen at any time since the question");
-        assert_eq!(watch.unchanged_at(at(8), at(8), [("one", 1)]), [("one", 1)]);
+        let mut watch = Watch::new(LONG);
+        let one = [("one", 1, LONG)];
+        assert!(watch.unchanged_at(at(0), at(5), one).is_empty(), "seen at any time until the answer");
+        assert!(watch.unchanged_at(at(7), at(20), one).is_empty(), "seen at any time since the question");
+        assert_eq!(watch.unchanged_at(at(8), at(8), one), [("one", 1)]);
     }
 }

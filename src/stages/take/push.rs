@@ -5,9 +5,8 @@ use tracing::{debug, info};
 use super::{GiveBack, Queueing, Slot, Take, wire};
 use crate::clock::since_unix_ms;
 use crate::grpc::SessionId;
-use crate::job::OfferId;
 use crate::proto::{self, router_message::Kind};
-use crate::redis::{HandOver, Offer, TakenJob};
+use crate::redis::{HandOver, TakenJob};
 use crate::telemetry::labels::{self, CameAlong};
 use crate::telemetry::metrics;
 
@@ -21,7 +20,7 @@ impl Take {
         let liked = self.affinity.manager_of(&job.affinity);
         let found = self.fleet.slot_for(partition, &known.ids(&job.lanes), |lane| known.is_waiting(lane), liked)?;
         let (lane, rank, (session, runner_id, system_id)) = found;
-        let offer = Offer { id: OfferId::random(partition), runner_id, system_id };
+        let offer = self.pod.offer(partition, session, runner_id, system_id);
         Some(Slot { session, hand_over: HandOver { job_id: job.job_id, lane: known.get(lane).0, rank, offer } })
     }
 
@@ -69,14 +68,19 @@ impl Take {
         let assign = proto::Assign {
             lease: Some(wire(lease)),
             payload: job.payload,
-            accept_timeout_ms: self.pod.config.accept_timeout.as_millis() as u32,
+            accept_timeout_ms: self.pod.accept_timeout(outbox.door()).as_millis() as u32,
             traceparent: job.traceparent,
             attempt: job.attempt,
             timeout_ms: job.timeout.as_millis() as u64,
+            queued_for_ms: since_unix_ms(job.queued_at_ms).as_millis() as u64,
         };
         if !outbox.send(Kind::Assign(assign)) {
-            // The session ends; its end gives the job back.
             debug!(job_id = %lease.job_id, session = %session, "job not sent");
+            // The end of a session gives its jobs back. One that goes on had a call, and that has gone.
+            if !outbox.is_closed() {
+                self.fleet.release(session);
+                self.returns.push(GiveBack { lease, why: labels::GaveBack::SessionClosed, back_off: None });
+            }
             return;
         }
         if let Some(manager) = self.fleet.assigned(session) {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use job_router::job::{JobId, Lease, LeaseId, PendingJob, ProjectId, RunnerId, Tenant};
+use job_router::job::{JobId, Lease, OfferId, PendingJob, ProjectId, RunnerId, Tenant};
 use job_router::pause::{Note, Target};
 use job_router::redis::{
-    Empty, HandOver, LaneOrder, Offer, RedisError, Remembered, Report, Return, Runners, StuckReason, TakenJob, Terms,
-    Verdict,
+    Empty, HandOver, LaneOrder, Manager, Offer, RedisError, Remembered, Report, Return, Runners, StuckReason, TakenJob,
+    Terms, Verdict,
 };
 use job_router::runner::{Lane, RunnerRecord, Scope};
 
@@ -19,7 +19,8 @@ pub const LONG: Duration = Duration::from_secs(3600);
 pub enum Call {
     FanOut(Terms, Vec<(String, PendingJob)>, Vec<HandOver>),
     Take(Terms, Vec<Lane>, Vec<Offer>),
-    Start(Vec<(JobId, Option<LeaseId>)>),
+    Start(Vec<Lease>),
+    Acknowledge(u64, OfferId, Option<Manager>),
     Renew(&'static str, Vec<Lease>),
     GiveBack(u32, Vec<Return>),
     Finish(Vec<Report>),
@@ -82,6 +83,9 @@ impl Call {
                 return Ok(Answer { parts: parts.collect(), wakes: answer.again });
             }
             Self::Start(jobs) => each(partition.start(LONG, jobs).await?).collect(),
+            Self::Acknowledge(id, offer, runner) => {
+                one(partition.acknowledge(pod, LONG, JobId(*id), *offer, runner.as_ref()).await?)
+            }
             Self::Renew(pod, leases) => each(partition.renew(&name(pod), LONG, leases).await?).collect(),
             Self::GiveBack(limit, backs) => {
                 let (outcomes, wakes) = partition.give_back(pod, *limit, LONG, backs).await?;
@@ -141,6 +145,7 @@ impl Call {
             Self::FanOut(..) => "fan_out",
             Self::Take(..) => "take",
             Self::Start(..) => "start",
+            Self::Acknowledge(..) => "acknowledge",
             Self::Renew(..) => "renew",
             Self::GiveBack(..) => "give_back",
             Self::Finish(..) => "finish",

@@ -102,8 +102,7 @@ pub async fn take_as(world: &World, pod: &str, lane: Lane, n: usize) -> Vec<Leas
 }
 
 pub async fn start(world: &World, leases: &[Lease]) {
-    let jobs: Vec<_> = leases.iter().map(|lease| (lease.job_id, Some(lease.lease_id))).collect();
-    world.partition.start(LONG, &jobs).await.expect("starts");
+    world.partition.start(LONG, leases).await.expect("starts");
 }
 
 /// So many jobs of a lane are taken and run.

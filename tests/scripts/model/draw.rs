@@ -4,16 +4,18 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use job_router::flow::State;
-use job_router::job::{JobId, Lease, LeaseId, PendingJob, Priority, ProjectFacts, ProjectId, Tenant};
+use job_router::job::{
+    JobId, Lease, LeaseId, OfferId, PendingJob, Priority, ProjectFacts, ProjectId, RunnerId, Tenant,
+};
 use job_router::pause::Target;
-use job_router::redis::{HandOver, LaneOrder, Offer, Report, Return};
+use job_router::redis::{HandOver, LaneOrder, Manager, Offer, Report, Return};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, Fingerprint};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::Run;
-use crate::support::{job, offers, tags};
+use crate::support::{job, name, offers, tags};
 
 pub const PODS: [&str; 3] = ["pod-1", "pod-2", "pod-3"];
 const SCOPES: [Scope; 5] = [Scope::Instance, Scope::Instance, Scope::Group(1), Scope::Group(2), Scope::Project(4)];
@@ -26,7 +28,9 @@ const SETTLED: u64 = 3;
 pub enum Op {
     FanOut(&'static str, Vec<(u64, PendingJob)>, Vec<HandOver>),
     Take(&'static str, Vec<Lane>, Vec<Offer>),
-    Start(Vec<(JobId, Option<LeaseId>)>),
+    Start(Vec<Lease>),
+    /// Rails says that this runner runs it; none: it does not say which.
+    Acknowledge(&'static str, u64, OfferId, Option<Manager>),
     Renew(&'static str, Vec<Lease>),
     GiveBack(&'static str, u32, Vec<Return>),
     Finish(Vec<Report>),
@@ -98,9 +102,11 @@ impl Run {
                 Op::FanOut(pod, jobs, slots)
             }
             21..52 => self.draw_take(pod),
-            52..62 => Op::Start(
-                self.draw_leases(&[State::Assigned], |lease, rails| (lease.job_id, (!rails).then_some(lease.lease_id))),
-            ),
+            52..61 => Op::Start(self.draw_leases(&[State::Assigned], |lease, _| lease)),
+            61 => {
+                let runner = (RunnerId(self.rng.random_range(1..=2)), name("s_1"));
+                Op::Acknowledge(pod, self.draw_id(), OfferId::random(0), self.rng.random_ratio(3, 4).then_some(runner))
+            }
             62..66 => Op::Renew(pod, self.draw_leases(&[State::Running, State::Canceling], |lease, _| lease)),
             66..72 => {
                 let failed_delivery = self.rng.random_ratio(2, 3);

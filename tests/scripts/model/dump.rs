@@ -162,7 +162,7 @@ impl Dump {
             heads.keys().map(|(fp, project, prio)| format!("{project}:{fp}:{prio}")).collect();
         assert_eq!(self.members("buckets"), names, "buckets");
         let mut buckets: BTreeMap<Bucket, Vec<(u64, u64)>> = BTreeMap::new();
-        for (id, job) in &model.jobs {
+        for (id, job) in model.jobs.iter().filter(|(_, job)| job.has_place) {
             buckets.entry(job.bucket).or_default().push((job.seq, *id));
         }
         let mut with_returned = BTreeSet::new();

@@ -7,7 +7,7 @@ use job_router::flow::{Event, State};
 use job_router::job::{JobId, Lease, LeaseId, PendingJob, ProjectFacts, ProjectId, Tenant};
 use job_router::pause::Target;
 use job_router::redis::scripts::Outcome;
-use job_router::redis::{Expired, Policy, Renewed, Report, Return};
+use job_router::redis::{Expired, Manager, Policy, Renewed, Report, Return};
 use job_router::runner::{Lane, Scope};
 use job_router::tags::Fingerprint;
 
@@ -32,6 +32,10 @@ pub struct Job {
     pub max_attempts: u32,
     pub failures: u32,
     pub beat: Option<u64>,
+    /// Who had it last.
+    pub runner: u64,
+    /// Whether its entry stands in its bucket: not where Rails took it out of the queue.
+    pub has_place: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -94,6 +98,8 @@ impl Reference {
             max_attempts: job.max_attempts,
             failures: 0,
             beat: None,
+            runner: 0,
+            has_place: true,
         };
         self.jobs.insert(id, queued);
         self.events.push((id, "queued".into(), 0));
@@ -183,9 +189,10 @@ impl Reference {
         Outcome::Ok
     }
 
-    pub fn start(&mut self, id: u64, lease: Option<LeaseId>) -> Outcome {
+    pub fn start(&mut self, lease: Lease) -> Outcome {
+        let id = lease.job_id.0;
         let Some(job) = self.jobs.get_mut(&id) else { return Outcome::Gone };
-        if lease.is_some() && job.lease != lease || job.state == State::Queued {
+        if job.lease != Some(lease.lease_id) || job.state == State::Queued {
             return Outcome::Stale;
         }
         let Some(next) = job.state.next(Event::Start) else { return Outcome::Refused };
@@ -196,6 +203,38 @@ impl Reference {
             self.events.push((id, "running".into(), job.attempt));
         }
         Outcome::Ok
+    }
+
+    /// Rails says that this runner runs it. Answers whether it has another lease now, too.
+    pub fn acknowledge(&mut self, pod: &str, id: u64, runner: Option<&Manager>) -> (Outcome, bool) {
+        let project = self.jobs.get(&id).map_or(0, |job| job.bucket.1);
+        let for_all = project != 0 && self.scopes_of(project).contains(&Scope::Instance);
+        let Some(job) = self.jobs.get_mut(&id) else { return (Outcome::Gone, false) };
+        let Some(next) = job.state.next(Event::RunByRails) else { return (Outcome::Refused, false) };
+        if next == job.state {
+            return (Outcome::Ok, false);
+        }
+        let there = job.state == State::Assigned && runner.is_none_or(|(runner, _)| runner.0 == job.runner);
+        if !there {
+            let Some((runner, _)) = runner else { return (Outcome::Stale, false) };
+            if job.state == State::Assigned {
+                self.events.push((id, "requeued".into(), job.attempt));
+            } else {
+                let own = Scope::Project(project);
+                job.scope = job.scope.or(Some(if for_all { Scope::Instance } else { own }));
+                job.tenant.clone_from(&self.projects[&project].tenant);
+                (job.has_place, job.max_attempts) = (false, 1);
+            }
+            job.attempt += 1;
+            job.runner = runner.0;
+            job.pod = pod.to_owned();
+            self.events.push((id, "assigned".into(), job.attempt));
+        }
+        job.state = next;
+        job.starts += 1;
+        job.beat = Some(0);
+        self.events.push((id, "running".into(), job.attempt));
+        (Outcome::Ok, !there)
     }
 
     pub fn renew(&mut self, pod: &str, lease: Lease) -> Renewed {
@@ -299,6 +338,7 @@ impl Reference {
         job.lease = Some(lease.lease_id);
         job.pod = pod.to_owned();
         job.scope = Some(lane.scope);
+        job.runner = 1; // of whom all offers are
         job.tenant.clone_from(&self.projects[&job.bucket.1].tenant);
         if lane.scope == Scope::Instance {
             let payer = self.payers.entry(job.tenant.clone()).or_default();

@@ -70,7 +70,7 @@ impl Replay {
                 })
             }
             Call::Start(lease) => {
-                let jobs = [(job_id, Some(self.lease_id(lease.id)))];
+                let jobs = [self.real(lease)];
                 word(partition.start(LONG, &jobs).await.expect("starts")[0].outcome())
             }
             Call::Renew(lease) => match &partition.renew(&pod, LONG, &[self.real(lease)]).await.expect("renews")[0] {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use job_router::fairness::{first_turn_of, next_of_tenant, share_rank};
-use job_router::job::{JobId, LeaseId, Name, PendingJob};
+use job_router::job::{JobId, Lease, LeaseId, Name, PendingJob};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{HandOver, Report, Taken, TakenJob};
 use job_router::runner::{Lane, Scope};
@@ -195,7 +195,7 @@ impl Policy for BesideScripts<'_> {
             if let Some(fair) = &mut self.fair {
                 assert_eq!(fair.take(*turn), Some(*job));
             }
-            let start = [(JobId(*job as u64 + 1), Some(self.leases[job]))];
+            let start = [Lease { job_id: JobId(*job as u64 + 1), lease_id: self.leases[job] }];
             let started = self.runtime.block_on(self.world.partition.start(LONG, &start)).expect("starts");
             assert_eq!(started[0].outcome(), Outcome::Ok);
         }

@@ -1,6 +1,6 @@
 //! From a taken job to its end, or back.
 
-use job_router::job::{JobId, LeaseId};
+use job_router::job::{JobId, Lease, LeaseId, OfferId, RunnerId};
 use job_router::redis::LaneOrder;
 use job_router::runner::Scope::{Group, Instance, Project};
 
@@ -8,7 +8,7 @@ use super::{
     Situation, attempts, back, cancel, cap_project, cap_tenant, give_back, lane, open, queue, report, reports, run,
     second, situations, tagged, tagged_lane, take, take_as, wait, with_key,
 };
-use crate::interrupted::calls::Call::{Bury, Cancel, Expire, Finish, GiveBack, Renew, Start};
+use crate::interrupted::calls::Call::{Acknowledge, Bury, Cancel, Expire, Finish, GiveBack, Renew, Start};
 use crate::support::{job, name, of_tenant};
 
 pub fn all() -> Vec<Situation> {
@@ -44,8 +44,7 @@ fn begun() -> Vec<Situation> {
             queue(world, [job(1), attempts(second(2), 2), job(3), job(4)]).await;
             let leases = take(world, lane(Instance), 4).await;
             give_back(world, &leases[3..]).await;
-            let start = |at: usize| (leases[at].job_id, Some(leases[at].lease_id));
-            Start(vec![start(0), (leases[1].job_id, None), start(2), start(3), (JobId(9), Some(LeaseId::random(0)))])
+            Start([leases, vec![Lease { job_id: JobId(9), lease_id: LeaseId::random(0) }]].concat())
         }
         "a job starts again": |world| {
             open(world, &[Instance]).await;
@@ -53,7 +52,31 @@ fn begun() -> Vec<Situation> {
             let leases = run(world, lane(Instance), 1).await;
             world.partition.expire(&name("pod"), super::LONG, &[(leases[0], "0".into())]).await.expect("expires");
             let leases = take(world, lane(Instance), 1).await;
-            Start(vec![(leases[0].job_id, Some(leases[0].lease_id))])
+            Start(leases)
+        }
+        "Rails says that a job runs where it was handed to": |world| {
+            open(world, &[Instance]).await;
+            queue(world, [job(1)]).await;
+            take(world, lane(Instance), 1).await;
+            Acknowledge(1, OfferId::random(0), Some((RunnerId(1), name("s_1"))))
+        }
+        "it runs elsewhere than where it was handed to": |world| {
+            open(world, &[Instance]).await;
+            queue(world, [job(1), job(2)]).await;
+            take_as(world, "other", lane(Instance), 1).await;
+            Acknowledge(1, OfferId::random(0), Some((RunnerId(7), name("s_7"))))
+        }
+        "it was given back meanwhile": |world| {
+            open(world, &[Instance, Group(1)]).await;
+            queue(world, [job(1), job(2)]).await;
+            let leases = take(world, lane(Group(1)), 1).await;
+            give_back(world, &leases).await;
+            Acknowledge(1, OfferId::random(0), Some((RunnerId(1), name("s_1"))))
+        }
+        "it was never handed out, and is the last of its bucket": |world| {
+            open(world, &[Instance]).await;
+            queue(world, [job(1)]).await;
+            Acknowledge(1, OfferId::random(0), Some((RunnerId(1), name("s_1"))))
         }
         "beats": |world| {
             open(world, &[Instance]).await;

@@ -16,8 +16,7 @@ use crate::support::{World, job};
 /// So many jobs of a lane run; then all is lost, and the pods beat again.
 async fn run_and_lose(world: &World, lane: Lane, n: usize) -> Vec<(Lease, Remembered)> {
     let leases = take(world, lane, n).await;
-    let jobs: Vec<_> = leases.iter().map(|lease| (lease.job_id, Some(lease.lease_id))).collect();
-    let started = world.partition.start(LONG, &jobs).await.expect("starts");
+    let started = world.partition.start(LONG, &leases).await.expect("starts");
     world.lose().await;
     let remembered = leases.into_iter().zip(started).map(|(lease, started)| {
         let Started::Running(record) = started else { panic!("it was taken") };
