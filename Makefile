@@ -29,6 +29,7 @@ bench: redis-server ## Measure this build on this machine: all of job-router ben
 	$(TARGET)/release/job-router bench fairness
 	$(TARGET)/release/job-router bench roll
 	$(TARGET)/release/job-router bench reconnect
+	$(TARGET)/release/job-router bench gitlab
 
 chaos: redis-server ## Let everything fail at random: make chaos SEED=7 MINUTES=10 TOPOLOGY=sentinel (one, cluster), or several: SEED="1 2"; its last lines are JSON
 	@reports=$$(mktemp); code=0; \

@@ -17,6 +17,8 @@ use super::output;
 mod backlog;
 mod fairness;
 mod fleet;
+mod gitlab;
+mod hold;
 mod lanes;
 mod latency;
 pub(super) mod load;
@@ -48,6 +50,7 @@ enum BenchCommand {
     Fairness(fairness::Args),
     Roll(roll::Args),
     Reconnect(reconnect::Args),
+    Gitlab(gitlab::Args),
 }
 
 /// What all benchmarks understand.
@@ -71,6 +74,7 @@ pub(super) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         BenchCommand::Fairness(args) => until(stop, Box::pin(fairness::run(args))).await,
         BenchCommand::Roll(args) => until(stop, Box::pin(roll::run(args))).await,
         BenchCommand::Reconnect(args) => until(stop, Box::pin(reconnect::run(args))).await,
+        BenchCommand::Gitlab(args) => until(stop, Box::pin(gitlab::run(args))).await,
     }
 }
 

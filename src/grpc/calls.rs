@@ -21,8 +21,9 @@ use crate::telemetry::labels::SessionClosed;
 
 /// How long a session stays when it holds no call: between two calls, and while its manager has all it may run.
 const LINGERS: Duration = Duration::from_secs(60);
-/// How long a call is held that comes while its session is sent away: it shall not come again at once.
-const WHILE_DRAINING: Duration = Duration::from_secs(1);
+/// How long a call is held that comes while the pod sends its runners away: it shall not come again at once, nor be cut with the
+/// server, which ends a second after the last session.
+pub(super) const WHILE_DRAINING: Duration = Duration::from_millis(500);
 
 /// Who calls: calls that are alike in this are of one session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

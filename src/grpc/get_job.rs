@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Request, Response, Status};
 
-use super::calls::Caller;
+use super::calls::{Caller, WHILE_DRAINING};
 use super::connection::Peer;
 use super::server::{Door, LogIn, token_sha256};
 use crate::clock::{jitter, unix_ms};
@@ -66,17 +66,17 @@ impl Door {
         let peer = request.extensions().get::<Peer>().expect("every connection has its peer").clone();
         let token = token_sha256(request.metadata());
         if self.failures.check(peer.address(), token.as_deref().ok()).is_err() {
-            return too_many().await;
+            return nothing_after(TOO_MANY).await;
         }
         let max_streams = self.limits.max_streams_per_connection;
-        let Some(slot) = peer.open_stream(max_streams) else { return too_many().await };
+        let Some(slot) = peer.open_stream(max_streams) else { return nothing_after(TOO_MANY).await };
         let Ok(token_sha256) = token else {
             self.failures.count(peer.address());
             return Err(denied());
         };
         let said = read(&request.get_ref().job_request)?;
         if self.calls.is_draining() {
-            return too_many().await;
+            return nothing_after(WHILE_DRAINING).await;
         }
         let system_id = if said.system_id.is_empty() { NO_SYSTEM_ID } else { &said.system_id };
         let system_id = Name::new(system_id)
@@ -99,12 +99,14 @@ async fn refused(status: &Status, draining: bool) -> Result<Option<Assign>, Stat
     match status.code() {
         Code::Unauthenticated => Err(denied()),
         Code::Unavailable if !draining => Err(Status::unavailable("the job queue cannot be reached")),
-        _ => too_many().await,
+        _ if draining => nothing_after(WHILE_DRAINING).await,
+        _ => nothing_after(TOO_MANY).await,
     }
 }
 
-async fn too_many() -> Result<Option<Assign>, Status> {
-    tokio::time::sleep(jitter(TOO_MANY, 0.5)).await;
+/// For a client that asks again at once it would be no answer.
+async fn nothing_after(about: Duration) -> Result<Option<Assign>, Status> {
+    tokio::time::sleep(jitter(about, 0.5)).await;
     Ok(None)
 }
 

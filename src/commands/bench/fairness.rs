@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Common;
-use super::fleet::{Audit, Fleet, Jobs, Size};
+use super::fleet::{Audit, Door, Fleet, Jobs, Size};
 use super::records::{Percentiles, percentiles};
 use super::takes::rounded;
 use crate::commands::rig::Rig;
@@ -300,7 +300,11 @@ impl Args {
     async fn fleet(&self) -> anyhow::Result<Fleet> {
         let rig = Rig::start(self.common.redis_url.as_deref(), false).await?;
         let job_time = Duration::from_millis(self.job_ms);
-        Fleet::start(rig, Size { pods: 1, runners: RUNNERS as usize, managers: 1, slots: self.slots, job_time }).await
+        Fleet::start(
+            rig,
+            Size { pods: 1, runners: RUNNERS as usize, managers: 1, slots: self.slots, job_time, door: Door::Native },
+        )
+        .await
     }
 
     /// How long so many jobs take if no slot is ever free.

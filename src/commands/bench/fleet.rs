@@ -40,7 +40,8 @@ struct Runner {
     child: Child,
     received: PathBuf,
     started: PathBuf,
-    away: PathBuf,
+    away: Option<PathBuf>,
+    calls: Option<PathBuf>,
 }
 
 /// How many of each there are.
@@ -54,6 +55,17 @@ pub(super) struct Size {
     pub(super) slots: u32,
     /// How long a job lasts.
     pub(super) job_time: Duration,
+    /// How the runners ask for jobs.
+    pub(super) door: Door,
+}
+
+/// How runners ask for jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    /// By our own library.
+    Native,
+    /// As an unmodified GitLab Runner.
+    GitLab,
 }
 
 /// The jobs to publish.
@@ -171,8 +183,7 @@ impl Fleet {
         }
         let (mut received, mut started) = (Vec::new(), Vec::new());
         for runner in &mut self.runners {
-            runner.child.tell(REPORT).await?;
-            ensure!(runner.child.line().await? == "reported", "a runner is out of step");
+            runner.report().await?;
             received.extend(records::read(&runner.received)?);
             started.extend(records::read(&runner.started)?);
         }
@@ -195,6 +206,18 @@ impl Fleet {
         Ok(Audit { lost, doubled, requeued, received, span })
     }
 
+    /// How many calls GitLab Runners have made, and how many of them failed.
+    pub(super) async fn calls(&mut self) -> anyhow::Result<(u64, u64)> {
+        let mut counts = (0, 0);
+        for runner in &mut self.runners {
+            runner.report().await?;
+            let path = runner.calls.as_ref().context("such a runner does not call")?;
+            let of_runner = counts_of(&records::read(path)?)?;
+            counts = (counts.0 + of_runner.0, counts.1 + of_runner.1);
+        }
+        Ok(counts)
+    }
+
     /// The life of one job, once there was an audit.
     pub(super) fn life(&self, id: u64) -> Life {
         self.ledger.life(id)
@@ -205,7 +228,8 @@ impl Fleet {
         let mut longest_ns = 0;
         for runner in self.runners.drain(..) {
             runner.child.end().await?;
-            longest_ns = records::read(&runner.away)?.iter().map(|(_, ns)| *ns).fold(longest_ns, u64::max);
+            let away = runner.away.map(|away| records::read(&away)).transpose()?.unwrap_or_default();
+            longest_ns = away.iter().map(|(_, ns)| *ns).fold(longest_ns, u64::max);
         }
         Ok(Duration::from_nanos(longest_ns))
     }
@@ -230,7 +254,7 @@ async fn probe(rig: &Rig, ledger: &mut Ledger, runners: usize) -> anyhow::Result
     for number in 0..runners {
         let data = json!({
             "id": PROBE_ID + number as u64, "project_id": 1, "namespace_ids": [1], "tags": [own_tag(number)],
-            "payload": { "sent_ns": 0 },
+            "payload": { "id": PROBE_ID + number as u64, "tenant": "ns:1", "sent_ns": 0 },
         });
         let line = json!({ "type": "job.pending", "data": data }).to_string();
         let entry = Entry::from_line(&line).expect("a line in the shape that from_line documents");
@@ -260,6 +284,11 @@ pub(super) async fn until_connected(pods: &[Pod], managers: usize) -> anyhow::Re
     timeout(ALL_CONNECT_MAX, connected).await.context("not all managers are connected")?
 }
 
+fn counts_of(records: &[(u64, u64)]) -> anyhow::Result<(u64, u64)> {
+    let [(_, calls), (_, failed)] = records else { anyhow::bail!("a runner counts two things") };
+    Ok((*calls, *failed))
+}
+
 fn own_tag(number: usize) -> String {
     format!("{TAG}-{number}")
 }
@@ -269,11 +298,18 @@ fn own_tag(number: usize) -> String {
 impl Runner {
     async fn start(rig: &Rig, url: &str, number: usize, size: Size) -> anyhow::Result<Self> {
         let registered = rig.register(1 + number as u64, &RunnerArgs::with_tags(&[TAG, &own_tag(number)])).await?;
-        let [received, started, away] =
-            ["received", "started", "away"].map(|what| rig.scratch.path().join(format!("{what}-{number}")));
+        let [received, started, away, calls] =
+            ["received", "started", "away", "calls"].map(|what| rig.scratch.path().join(format!("{what}-{number}")));
+        let (command, own, away, calls) = match size.door {
+            Door::Native => ("run", vec![format!("--away={}", away.display())], Some(away), None),
+            Door::GitLab => {
+                let rails = rig.args.flags().into_iter();
+                ("hold", rails.chain([format!("--calls={}", calls.display())]).collect(), None, Some(calls))
+            }
+        };
         let args = [
             "bench-load".to_owned(),
-            "run".to_owned(),
+            command.to_owned(),
             format!("--url={url}"),
             format!("--token-file={}", registered.token_file.display()),
             format!("--name=runner-{number}"),
@@ -282,11 +318,18 @@ impl Runner {
             format!("--job-us={}", size.job_time.as_micros()),
             format!("--received={}", received.display()),
             format!("--started={}", started.display()),
-            format!("--away={}", away.display()),
         ];
+        let args = [args.to_vec(), own].concat();
         let mut child = Child::spawn(&format!("runner {}", registered.id), &args, false)?;
         ensure!(child.line().await? == "ready", "a runner is out of step");
-        Ok(Self { child, received, started, away })
+        Ok(Self { child, received, started, away, calls })
+    }
+
+    /// Has it write down what it has seen.
+    async fn report(&mut self) -> anyhow::Result<()> {
+        self.child.tell(REPORT).await?;
+        ensure!(self.child.line().await? == "reported", "a runner is out of step");
+        Ok(())
     }
 }
 

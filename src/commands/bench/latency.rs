@@ -6,7 +6,7 @@ use anyhow::ensure;
 use serde::Serialize;
 
 use super::Common;
-use super::fleet::{Fleet, Jobs, Size};
+use super::fleet::{Door, Fleet, Jobs, Size};
 use super::load::REPORT;
 use super::records::{self, Percentiles, percentiles};
 use crate::commands::rig::{Child, Rig};
@@ -62,7 +62,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let rig = Rig::start(args.common.redis_url.as_deref(), false).await?;
     let mut fleet = Fleet::start(
         rig,
-        Size { pods: args.pods.into(), runners: 2, managers: 1, slots: 50, job_time: Duration::ZERO },
+        Size {
+            pods: args.pods.into(),
+            runners: 2,
+            managers: 1,
+            slots: 50,
+            job_time: Duration::ZERO,
+            door: Door::Native,
+        },
     )
     .await?;
     let hop_stream = format!("{}:{HOP_STREAM}", fleet.rig.config.key_prefix);

@@ -1,10 +1,10 @@
-//! The load processes: `job-router bench-load publish | hop | run`, children of a benchmark.
+//! The load processes: `job-router bench-load publish | hop | run | hold`, children of a benchmark.
 //!
 //! Each prints `ready`, then does what it is told by lines on its stdin, and answers with one line. The client of Redis
 //! and the runner's library are those that anybody would use.
 
 use std::io::BufReader;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::hold;
 use super::records::{self, now_ns};
 use crate::commands::connection::{self, RedisArgs};
 use crate::commands::output;
@@ -50,6 +51,8 @@ enum Load {
     Hop(HopArgs),
     /// Runs jobs.
     Run(RunArgs),
+    /// Asks for jobs as GitLab Runners do.
+    Hold(hold::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -117,7 +120,7 @@ struct RunArgs {
 }
 
 /// The lines of the parent; closed when it is gone.
-type Orders = mpsc::Receiver<std::io::Result<Vec<u8>>>;
+pub(super) type Orders = mpsc::Receiver<std::io::Result<Vec<u8>>>;
 
 /// What the publisher did.
 #[derive(Debug, Serialize, Deserialize)]
@@ -144,7 +147,7 @@ struct Noting {
 
 /// (job, ns from its publishing) of each job received, and of each one started.
 #[derive(Default)]
-struct Notes {
+pub(super) struct Notes {
     received: Mutex<Vec<(u64, u64)>>,
     started: Mutex<Vec<(u64, u64)>>,
 }
@@ -155,6 +158,7 @@ pub(in crate::commands) async fn run(args: Args) -> anyhow::Result<()> {
         Load::Publish(args) => publish(args).await,
         Load::Hop(args) => hop(args).await,
         Load::Run(args) => run_jobs(args).await,
+        Load::Hold(args) => hold::run(args).await,
     }
 }
 
@@ -270,8 +274,7 @@ async fn run_jobs(args: RunArgs) -> anyhow::Result<()> {
         if !asked {
             break;
         }
-        records::write(&args.received, &notes.received.lock().unwrap_or_else(PoisonError::into_inner))?;
-        records::write(&args.started, &notes.started.lock().unwrap_or_else(PoisonError::into_inner))?;
+        notes.write(&args.received, &args.started)?;
         output::line("reported")?;
     }
     shutdown.stop.cancel();
@@ -292,12 +295,12 @@ fn last(job_time: Duration) {
     }
 }
 
-fn orders() -> Orders {
+pub(super) fn orders() -> Orders {
     output::lines_of(BufReader::new(std::io::stdin()))
 }
 
 /// Waits for this line; false when the parent is gone.
-async fn told(orders: &mut Orders, order: &str) -> anyhow::Result<bool> {
+pub(super) async fn told(orders: &mut Orders, order: &str) -> anyhow::Result<bool> {
     while let Some(line) = orders.recv().await {
         if line? == order.as_bytes() {
             return Ok(true);
@@ -329,14 +332,32 @@ impl PublishArgs {
         let tenant = self.first_tenant + turn;
         let project = tenant * 10_000 + nth % self.projects;
         let head = format!(
-            r#"{{"id":{id},"project_id":{project},"namespace_ids":[{tenant}],"tags":["bench"],"payload":{{"sent_ns":{},"pad":""#,
+            r#"{{"id":{id},"project_id":{project},"namespace_ids":[{tenant}],"tags":["bench"],"payload":{{"id":{id},"tenant":"ns:{tenant}","sent_ns":{},"pad":""#,
             now_ns()
         );
-        let pad = self.payload_bytes.saturating_sub(r#"{"sent_ns":,"pad":""}"#.len() + 15);
+        let about = r#"{"id":,"tenant":"ns:","sent_ns":,"pad":""}"#.len() + 25;
+        let pad = self.payload_bytes.saturating_sub(about);
         let mut data = String::with_capacity(head.len() + pad + 3);
         data += &head;
         data.extend(std::iter::repeat_n('x', pad));
         data + "\"}}"
+    }
+}
+
+// === impl Notes ===
+
+impl Notes {
+    /// A job that was received and started at once.
+    pub(super) fn note(&self, id: u64, sent_ns: u64) {
+        let note = (id, now_ns().saturating_sub(sent_ns));
+        for list in [&self.received, &self.started] {
+            list.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+        }
+    }
+
+    pub(super) fn write(&self, received: &Path, started: &Path) -> anyhow::Result<()> {
+        records::write(received, &self.received.lock().unwrap_or_else(PoisonError::into_inner))?;
+        records::write(started, &self.started.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde::Serialize;
 
 use super::Common;
-use super::fleet::{Fleet, Jobs, Size, until_connected};
+use super::fleet::{Door, Fleet, Jobs, Size, until_connected};
 use super::records::{Percentiles, percentiles};
 use crate::commands::balancer::Balancer;
 use crate::commands::rig::{Pod, Rig};
@@ -55,7 +55,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let (goes, stays) = (rig.pod(0).await?, rig.pod(1).await?);
     balancer.point_to([goes.grpc_url.as_str()]);
     let (managers, job_time) = (args.runners.into(), Duration::from_millis(args.job_ms));
-    let size = Size { pods: 2, runners: 1, managers, slots: 1, job_time };
+    let size = Size { pods: 2, runners: 1, managers, slots: 1, job_time, door: Door::Native };
     let mut fleet = Fleet::connect(rig, Vec::new(), std::slice::from_ref(&balancer.url), size).await?;
     until_connected(std::slice::from_ref(&goes), managers).await?;
 

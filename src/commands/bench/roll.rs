@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::Common;
-use super::fleet::{Fleet, Jobs, Size};
+use super::fleet::{Door, Fleet, Jobs, Size};
 use super::records::{Percentiles, percentiles};
 use crate::commands::balancer::Balancer;
 use crate::commands::rig::{Pod, Rig};
@@ -104,6 +104,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         managers: args.runners.into(),
         slots: args.slots,
         job_time: Duration::from_millis(args.job_ms),
+        door: Door::Native,
     };
     let mut fleet = Fleet::connect(rig, Vec::new(), std::slice::from_ref(&balancer.url), size).await?;
     super::fleet::until_connected(&pods, size.managers).await?;

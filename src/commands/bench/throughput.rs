@@ -7,7 +7,7 @@ use job_router::redis::Redis;
 use serde::Serialize;
 
 use super::Common;
-use super::fleet::{Fleet, Jobs, Size};
+use super::fleet::{Door, Fleet, Jobs, Size};
 use super::scripts;
 use crate::commands::rig::{self, Rig};
 
@@ -81,6 +81,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         managers: 1,
         slots: args.slots,
         job_time: Duration::ZERO,
+        door: Door::Native,
     };
     let mut fleet = Fleet::start(rig, size).await?;
     let jobs = Jobs {
