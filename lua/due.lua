@@ -12,7 +12,7 @@
 -- ARGV[5]  page            at most so many
 --
 -- Returns {jobs, from, skip, live, primary}. Per job {job id, lease id, state, beat, ms past its deadline (negative: still to go), ms
---         for which one that does not beat may be silent, or ''};
+--         for which one that runs and does not beat may be silent, or ''};
 --         from: where to go on, '' when these were the last; live: how many leases there are in all; primary: names the
 --         server and its history
 -- Cost O(page + log jobs)
@@ -44,8 +44,10 @@ for i = 1, #due, 2 do
   if job then
     local f = call('HMGET', job_key(job.id), 'beat', 'silent_ms')
     local ahead = due[i + 1] - NOW
-    if not f[2] or ahead <= tonumber(ARGV[1]) or ahead > tonumber(f[2]) then
-      watched[#watched + 1] = { job.id, job.lease_id, job.state, f[1] or '', -ahead, f[2] or '' }
+    -- Only while it runs: what is being canceled has its grace, and no longer.
+    local silent_ms = job.state == 'running' and f[2] or ''
+    if silent_ms == '' or ahead <= tonumber(ARGV[1]) or ahead > tonumber(silent_ms) then
+      watched[#watched + 1] = { job.id, job.lease_id, job.state, f[1] or '', -ahead, silent_ms }
     end
   end
 end

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::{World, instance, instance_lane, job, name, of_tenant, offers, tags, text};
 use job_router::fairness::{bucket_score, head_of};
-use job_router::job::{Lease, LeaseId, PendingJob, Priority, ProjectId, RunnerId, Tenant};
+use job_router::job::{Lease, LeaseId, OfferId, PendingJob, Priority, ProjectId, RunnerId, Tenant};
 use job_router::redis::scripts::Outcome;
 use job_router::redis::{Expired, HandOver, Keys, Renewed, Report, Return, Runners, TakenJob};
 use job_router::runner::{Lane, RunnerRecord, Scope};
@@ -452,6 +452,27 @@ async fn an_expired_lease_fails_the_job_or_queues_it_again_by_its_attempts() {
     assert_eq!(expired, [Expired::Failed]);
     assert_eq!(finish(&world, third).await, Outcome::Gone, "its report is not the one that counted");
     assert_only_records_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_job_that_does_not_beat_is_looked_at_when_it_is_canceled_though_the_clock_was_set_back() {
+    let world = instance_world().await;
+    world.queue(job(1)).await;
+    let lease = take_one(&world).await;
+    let (offer, runner) = (OfferId::random(0), (RunnerId(1), name("s_1")));
+    let told = world.partition.acknowledge(&name("pod"), LEASE, lease.job_id, offer, Some(&runner)).await;
+    assert_eq!(told.expect("acknowledges"), Outcome::Ok);
+    let due = async || world.partition.due(LEASE * 2, LEASE * 4, 10, 10).await.expect("due").due;
+    let set_back = async || {
+        let far = (job_router::clock::unix_ms() + LEASE.as_millis() as u64 * 10).to_string();
+        world.command("ZADD", &[&world.partition.key("deadlines"), &far, "1"]).await;
+    };
+    set_back().await;
+    assert_eq!(due().await, [], "it may be silent for as long as its script may take");
+    assert_eq!(cancel(&world, 1).await, Outcome::Ok);
+    set_back().await;
+    let due = due().await;
+    assert_eq!((due.len(), due[0].state.as_str(), due[0].silent), (1, "canceling", None));
 }
 
 #[tokio::test]
