@@ -45,7 +45,7 @@ pub use partition::{
 pub use pauses::{Over, Resumed};
 pub use policy::{LaneOrder, Policy};
 pub use presence::{Change, FLEET_TTL, Presence};
-pub use private::{PrivateRedis, PrivateRedisError, PrivateRedisOptions};
+pub use private::{PrivateRedis, PrivateRedisError, PrivateRedisOptions, ReservedPort};
 pub use reader::{BLOCK_MAX, ReadFrom, Reader};
 pub use reply::{Arg, Entry, Reply};
 pub use runners::Runners;

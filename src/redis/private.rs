@@ -11,7 +11,7 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 /// Names the server's program where that is not `redis-server`. Not one of `JOB_ROUTER_…`, which all are settings.
 const SERVER_VARIABLE: &str = "TEST_REDIS_SERVER";
@@ -68,10 +69,19 @@ pub enum PrivateRedisError {
 #[derive(Debug)]
 pub struct PrivateRedis {
     running: Option<Running>,
-    port: Option<u16>,
+    port: Option<ReservedPort>,
     environment: Vec<(String, String)>,
     // Last, so that the server has ended before its directory goes.
     dir: TempDir,
+}
+
+/// A port of 127.0.0.1 that the system gives to nobody else for as long as this is kept, also while its server is stopped.
+///
+/// Redis binds with `SO_REUSEADDR`, and so may share a port with a socket that does the same and does not listen.
+#[derive(Debug)]
+pub struct ReservedPort {
+    port: u16,
+    _socket: TcpSocket,
 }
 
 #[derive(Debug)]
@@ -90,8 +100,11 @@ impl PrivateRedis {
     /// [`PrivateRedisError::NotInstalled`], or [`PrivateRedisError::DoesNotStart`] with the end of its log.
     pub fn start(options: &PrivateRedisOptions) -> Result<Self, PrivateRedisError> {
         let dir = short_temp_dir()?;
-        let port = options.tcp.then(free_port).transpose()?;
-        fs::write(dir.path().join("redis.conf"), config_file(dir.path(), port, options))?;
+        let port = options.tcp.then(ReservedPort::new).transpose()?;
+        fs::write(
+            dir.path().join("redis.conf"),
+            config_file(dir.path(), port.as_ref().map(ReservedPort::get), options),
+        )?;
         let mut redis = Self { running: None, port, environment: options.environment.clone(), dir };
         redis.launch()?;
         Ok(redis)
@@ -104,7 +117,7 @@ impl PrivateRedis {
 
     /// Its URL over TCP, if it was asked to listen there.
     pub fn tcp_url(&self) -> Option<String> {
-        self.port.map(|port| format!("redis://127.0.0.1:{port}"))
+        self.port.as_ref().map(|port| format!("redis://127.0.0.1:{}", port.get()))
     }
 
     /// The path of its Unix socket.
@@ -204,6 +217,27 @@ impl Drop for PrivateRedis {
     }
 }
 
+// === impl ReservedPort ===
+
+impl ReservedPort {
+    /// One that is free.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn new() -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        Ok(Self { port: socket.local_addr()?.port(), _socket: socket })
+    }
+
+    /// Its number.
+    pub fn get(&self) -> u16 {
+        self.port
+    }
+}
+
 // === impl Running ===
 
 impl Running {
@@ -271,11 +305,6 @@ fn short_temp_dir() -> io::Result<TempDir> {
     builder.prefix("jr-");
     let dir = builder.tempdir()?;
     if dir.path().join("s").as_os_str().len() <= SOCKET_PATH_MAX { Ok(dir) } else { builder.tempdir_in("/tmp") }
-}
-
-/// A port that was free a moment ago. If somebody takes it first, the start fails and says so.
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// Whether the server behind a socket answers a PING, be it that it wants a password first.

@@ -4,7 +4,7 @@ mod sentinel;
 
 use std::time::{Duration, Instant};
 
-use job_router::redis::{PrivateRedis, PrivateRedisOptions};
+use job_router::redis::{PrivateRedis, PrivateRedisOptions, ReservedPort};
 use sentinel::{SERVICE, Sentinel};
 
 use super::clocks::{Clock, Clocks};
@@ -28,6 +28,9 @@ pub struct Servers {
     /// By node.
     clocks: Vec<Clock>,
     sentinels: Vec<Sentinel>,
+    /// At which the nodes of a cluster speak with each other, by node. Without being told they take one that is 10,000 higher than
+    /// the other, which may be past the last there is.
+    buses: Vec<ReservedPort>,
 }
 
 /// A key of the partition.
@@ -75,7 +78,8 @@ impl Servers {
         if topology == Topology::Cluster {
             return Self::start_cluster(clocks);
         }
-        let mut servers = Self { topology, nodes: Vec::new(), clocks: Vec::new(), sentinels: Vec::new() };
+        let mut servers =
+            Self { topology, nodes: Vec::new(), clocks: Vec::new(), sentinels: Vec::new(), buses: Vec::new() };
         servers.add(clocks, Vec::new());
         if topology == Topology::Sentinel {
             let primary = servers.port(0);
@@ -96,10 +100,13 @@ impl Servers {
     }
 
     fn start_cluster(clocks: &Clocks) -> Self {
-        let config = || vec!["cluster-enabled yes".to_owned(), "cluster-node-timeout 2000".to_owned()];
         let (nodes, sentinels) = (Vec::new(), Vec::new());
-        let mut servers = Self { topology: Topology::Cluster, nodes, clocks: Vec::new(), sentinels };
-        (0..PRIMARIES * 2).for_each(|_| servers.add(clocks, config()));
+        let buses = (0..PRIMARIES * 2).map(|_| ReservedPort::new().expect("a port")).collect();
+        let mut servers = Self { topology: Topology::Cluster, nodes, clocks: Vec::new(), sentinels, buses };
+        for at in 0..PRIMARIES * 2 {
+            let bus = format!("cluster-port {}", servers.buses[at].get());
+            servers.add(clocks, vec!["cluster-enabled yes".to_owned(), "cluster-node-timeout 2000".to_owned(), bus]);
+        }
         let mut connections: Vec<_> = (0..servers.count()).map(|at| servers.connect(at).expect("connects")).collect();
         for (at, connection) in connections.iter_mut().enumerate() {
             if at > 0 {
@@ -107,6 +114,7 @@ impl Servers {
                     .arg("MEET")
                     .arg("127.0.0.1")
                     .arg(servers.port(0))
+                    .arg(servers.buses[0].get())
                     .exec(connection)
                     .expect("meets");
             }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use job_router::redis::ReservedPort;
 use tempfile::TempDir;
 
 /// The name by which sentinels know the primary.
@@ -14,6 +15,7 @@ const DOWN_AFTER_MS: u32 = 1_000;
 pub struct Sentinel {
     pub port: u16,
     process: Child,
+    _reserved: ReservedPort,
     _dir: TempDir,
 }
 
@@ -22,9 +24,8 @@ pub struct Sentinel {
 impl Sentinel {
     pub fn start(primary: u16) -> Self {
         let dir = tempfile::Builder::new().prefix("jr-sentinel-").tempdir().expect("a directory");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
+        let reserved = ReservedPort::new().expect("a port");
+        let port = reserved.get();
         let path: PathBuf = dir.path().join("sentinel.conf");
         let text = format!(
             "bind 127.0.0.1\nport {port}\ndir {}\nlogfile {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 2\n\
@@ -43,7 +44,7 @@ impl Sentinel {
             .stderr(Stdio::null())
             .spawn()
             .expect("a sentinel starts");
-        Self { process, port, _dir: dir }
+        Self { process, port, _reserved: reserved, _dir: dir }
     }
 }
 
