@@ -73,6 +73,8 @@ pub struct Options {
     pub features: TagSet,
     /// The certificates (PEM) that the router's must be signed by; the system's own if absent. Only for `https://`.
     pub ca_pem: Option<Vec<u8>>,
+    /// The certificate (PEM) to show to the router, and its private key. Only for `https://`.
+    pub identity_pem: Option<(Vec<u8>, SecretString)>,
     /// How long running jobs may go on after [`Shutdown::stop`].
     pub shutdown_grace: Duration,
 }
@@ -151,6 +153,7 @@ impl Options {
             slots,
             features: TagSet::default(),
             ca_pem: None,
+            identity_pem: None,
             shutdown_grace: Duration::from_secs(30),
         }
     }

@@ -66,6 +66,10 @@ settings! {
     redis_password_file: Option<PathBuf>,
     /// The authorities that may sign the certificate of Redis.
     redis_ca_file: Option<PathBuf>,
+    /// The certificate that is shown to Redis. Given exactly if `redis_key_file` is.
+    redis_cert_file: Option<PathBuf>,
+    /// Its private key.
+    redis_key_file: Option<PathBuf>,
     /// How long one command may take.
     redis_command_timeout: Duration,
     /// Into how many slots tenants are spread.
@@ -96,6 +100,8 @@ settings! {
     grpc_tls_cert_file: Option<PathBuf>,
     /// The private key of the certificate.
     grpc_tls_key_file: Option<PathBuf>,
+    /// The authorities that must have signed what a runner shows. Only with a certificate of our own.
+    grpc_tls_client_ca_file: Option<PathBuf>,
     /// Where the admin server is.
     admin_listen: SocketAddr,
     /// How often a pod says that it lives.
@@ -142,6 +148,10 @@ settings! {
     lane_idle_ttl: Duration,
     /// How long a scope without a runner is indexed.
     scope_ttl: Duration,
+    /// How often Rails is told again that a manager is connected.
+    online_interval: Duration,
+    /// How long nobody has said that one is connected before Rails is told that it is not.
+    offline_after: Duration,
     /// How long a new connection has to say who it is.
     hello_timeout: Duration,
     /// How long a `GetJob` call is held; to be jittered by a tenth.
@@ -152,6 +162,8 @@ settings! {
     gitlab_server_url: Option<String>,
     /// The most connections.
     max_connections: usize,
+    /// Those of them from one address.
+    max_connections_per_address: usize,
     /// The most streams and held calls of one connection.
     max_streams_per_connection: usize,
     /// The most sessions of this pod.

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::Config;
-use crate::grpc::{self, Doors};
+use crate::grpc::{self, Doors, Tls, TlsFiles};
 use crate::redis::{Keys, Partition, RedisSettings, Runners};
 use crate::stages::held::Held;
 use crate::stages::instance::Instances;
@@ -58,6 +58,7 @@ const QUESTIONS: usize = 16;
 /// When what is configured cannot be, or a stage ends by itself, which is a bug. A Redis that is away is waited for.
 pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
     refuse_what_is_not_there(&config)?;
+    let tls = tls(&config).await?;
     let config = Arc::new(config);
     let readiness = Arc::new(Readiness::default());
     let (draining, stopped, gone) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -151,7 +152,7 @@ pub async fn run(config: Config, listeners: Listeners, shutdown: CancellationTok
         draining,
     };
     let grpc_address = listeners.grpc.local_addr().context("gRPC address")?;
-    tasks.spawn(ended("grpc", grpc::serve(listeners.grpc, limits(&config), doors, stopped.clone())));
+    tasks.spawn(ended("grpc", grpc::serve(listeners.grpc, tls, limits(&config), doors, stopped.clone())));
     info!(pod = %pod.name, grpc = %grpc_address, partitions = pod.keys.partitions(), "pod ready");
 
     let early = tokio::select! {
@@ -202,16 +203,19 @@ async fn ended_ok(name: &'static str, task: impl Future<Output = ()>) -> anyhow:
 
 /// Settings whose promise this version does not keep: better no pod than one that is trusted for nothing.
 fn refuse_what_is_not_there(config: &Config) -> anyhow::Result<()> {
-    let tls = config.grpc_tls_cert_file.is_some() || config.grpc_tls_key_file.is_some();
-    anyhow::ensure!(
-        !tls,
-        "grpc_tls_cert_file: this version serves runners without TLS; put a TLS proxy in front of it"
-    );
     anyhow::ensure!(
         config.require_replicas == 0 || !config.redis_url.is_cluster(),
         "require_replicas: this version does not wait for replicas in a Redis Cluster; set 0, or use Sentinel"
     );
     Ok(())
+}
+
+/// The certificates for runners, if there are to be any.
+async fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
+    let (certificate, key) = (config.grpc_tls_cert_file.clone(), config.grpc_tls_key_file.clone());
+    let Some((certificate, key)) = certificate.zip(key) else { return Ok(None) };
+    let files = TlsFiles { certificate, key, client_ca: config.grpc_tls_client_ca_file.clone() };
+    Tls::load(files).await.map(Some).context("TLS for runners (grpc_tls_…)")
 }
 
 /// How a pod of this configuration reaches Redis.
@@ -225,6 +229,7 @@ pub fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
         username: config.redis_username.clone(),
         password: config.read_redis_password().context("cannot read the password file of Redis")?,
         ca_file: config.redis_ca_file.clone(),
+        identity: config.redis_cert_file.clone().zip(config.redis_key_file.clone()),
         replicas: config.require_replicas,
         ..RedisSettings::new(config.redis_url.expose())
     })
@@ -233,6 +238,7 @@ pub fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
 fn limits(config: &Config) -> grpc::Limits {
     grpc::Limits {
         max_connections: config.max_connections,
+        max_connections_per_address: config.max_connections_per_address,
         max_streams_per_connection: config.max_streams_per_connection,
         max_sessions: config.max_sessions,
         max_slots_per_session: config.max_slots_per_session,

@@ -19,11 +19,15 @@ mod calls;
 mod connection;
 mod convert;
 mod get_job;
+mod info;
+mod log_in;
 mod outbox;
 mod server;
 mod session;
+mod tls;
 
 pub use admin::{Question, admin_service};
 pub use outbox::{Door, Outbox, SessionId};
 pub use server::{Limits, serve};
 pub use session::{Answer, Beat, Closed, Doors, Finished, Hello, Knock, Slots, Spoken};
+pub use tls::{Tls, TlsError, TlsFiles};

@@ -150,6 +150,8 @@ pub struct Opened {
     pub system_id: Name,
     /// Its features.
     pub features: TagSet,
+    /// What it says of itself, for Rails: a JSON object.
+    pub info: Arc<str>,
     /// Its free slots.
     pub slots: u32,
     /// Where to put messages for it.

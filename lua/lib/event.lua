@@ -18,6 +18,16 @@ local function emit_queue(word, target, name, extra)
     ',"target":' .. name .. extra .. '}')
 end
 
+-- Managers of runners that are connected: manager -> when a pod said so last, in Redis' ms.
+local ONLINE = P .. 'online'
+
+-- What becomes of a runner's manager. `extra` is JSON members, as above.
+local function emit_runner(word, runner_id, system_id, pod, extra)
+  call('XADD', EVENTS, '*', 'v', '1', 'type', 'runner.' .. word, 'data',
+    '{"event_id":"' .. runner_id .. '.' .. system_id .. '.' .. NOW_TEXT .. '.' .. word .. '","at_ms":' .. NOW_TEXT ..
+    ',"runner_id":' .. runner_id .. ',"system_id":"' .. system_id .. '","pod":"' .. pod .. '"' .. extra .. '}')
+end
+
 -- This partition was empty, and has this name now.
 local function emit_empty(instance)
   call('XADD', EVENTS, '*', 'v', '1', 'type', 'redis.empty', 'data',

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::{ClientError, Options};
@@ -82,15 +82,18 @@ impl Dialer {
             .keep_alive_while_idle(true);
         match endpoint.uri().scheme_str() {
             Some("https") => {
-                let tls = match &options.ca_pem {
+                let mut tls = match &options.ca_pem {
                     Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
                     None => ClientTlsConfig::new().with_native_roots(),
                 };
+                if let Some((certificate, key)) = &options.identity_pem {
+                    tls = tls.identity(Identity::from_pem(certificate, key.expose_secret()));
+                }
                 let refused = |error| ClientError::Options(format!("certificates: {}", chain(&error)));
                 endpoint = endpoint.tls_config(tls).map_err(refused)?;
             }
-            Some("http") if options.ca_pem.is_none() => {}
-            Some("http") => return Err(ClientError::Options("a CA file needs an https:// url".to_owned())),
+            Some("http") if options.ca_pem.is_none() && options.identity_pem.is_none() => {}
+            Some("http") => return Err(ClientError::Options("certificates need an https:// url".to_owned())),
             _ => return Err(ClientError::Options("url: must begin with http:// or https://".to_owned())),
         }
         let mut authorization: MetadataValue<Ascii> = format!("Bearer {}", options.token.expose_secret())

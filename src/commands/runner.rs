@@ -1,6 +1,6 @@
 //! `job-router runner`: the reference runner, which runs jobs with `bash`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -42,6 +42,12 @@ pub(crate) struct Args {
     /// PEM file of certificates that the router's must be signed by [default: the system's]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// PEM file with the certificate to show to a router that asks for one
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// PEM file with the private key of --cert-file
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
     /// Write each job's output to a file in this directory, not to standard output
     #[arg(long, value_name = "DIR")]
     log_dir: Option<PathBuf>,
@@ -67,7 +73,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     options.features = TagSet::new(args.features).map_err(|error| Usage(format!("--features: {error}")))?;
     options.shutdown_grace = args.shutdown_grace;
     if let Some(path) = &args.ca_file {
-        options.ca_pem = Some(tokio::fs::read(path).await.with_context(|| format!("cannot read {}", path.display()))?);
+        options.ca_pem = Some(read(path).await?);
+    }
+    if let (Some(certificate), Some(key)) = (&args.cert_file, &args.key_file) {
+        let key = String::from_utf8(read(key).await?).map_err(|_| Usage("--key-file: is not PEM".to_owned()))?;
+        options.identity_pem = Some((read(certificate).await?, key.into()));
     }
     let log = match args.log_dir {
         Some(dir) => {
@@ -94,6 +104,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         "runner ended"
     );
     Ok(())
+}
+
+async fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    tokio::fs::read(path).await.with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The first signal stops, the second kills.

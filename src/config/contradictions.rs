@@ -99,9 +99,22 @@ pub(super) fn find(
         config.redis_ca_file.is_some() && !config.redis_url.is_tls(),
         "needs a redis_url with TLS (rediss://)".to_owned(),
     );
+    let (cert, key) = (&config.redis_cert_file, &config.redis_key_file);
+    let tls = ["redis_cert_file", "redis_key_file"];
+    refuse(&tls, cert.is_some() != key.is_some(), "and redis_key_file must be given together".to_owned());
+    refuse(
+        &["redis_cert_file", "redis_url"],
+        cert.is_some() && !config.redis_url.is_tls(),
+        "needs a redis_url with TLS (rediss://)".to_owned(),
+    );
     let (cert, key) = (&config.grpc_tls_cert_file, &config.grpc_tls_key_file);
     let tls = ["grpc_tls_cert_file", "grpc_tls_key_file"];
     refuse(&tls, cert.is_some() != key.is_some(), "and grpc_tls_key_file must be given together".to_owned());
+    refuse(
+        &["grpc_tls_client_ca_file", "grpc_tls_cert_file"],
+        config.grpc_tls_client_ca_file.is_some() && cert.is_none(),
+        "needs grpc_tls_cert_file: without TLS no runner shows a certificate".to_owned(),
+    );
     if let Some(path) = &config.redis_password_file {
         let why = match read::read_secret(path) {
             Ok(secret) if secret.expose_secret().is_empty() => Some("holds no password".to_owned()),

@@ -11,13 +11,16 @@ use tokio::sync::{OnceCell, oneshot};
 use tonic::Status;
 
 use super::convert;
+use super::info::Info;
+use super::log_in::LogIn;
 use super::outbox::{End, SessionId, outbox_to_calls};
-use super::server::{LogIn, Place};
+use super::server::Place;
 use super::session::{Answer, Closed, Doors, Hello, Knock, Slots, Spoken};
 use crate::job::Name;
 use crate::proto::{Assign, router_message::Kind};
 use crate::tags::TagSet;
-use crate::telemetry::labels::SessionClosed;
+use crate::telemetry::labels::{Limit, SessionClosed};
+use crate::telemetry::metrics;
 
 /// How long a session stays when it holds no call: between two calls, and while its manager has all it may run.
 const LINGERS: Duration = Duration::from_secs(60);
@@ -129,12 +132,17 @@ impl Calls {
         self.doors.draining.is_cancelled()
     }
 
+    /// Waits for so long, or until the pod sends its runners away; whether it does.
+    pub(super) async fn drains_within(&self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.doors.draining.cancelled()).await.is_ok()
+    }
+
     /// Lets the manager in, unless it is. Of several calls one knocks and the others wait for what it hears.
     pub(super) async fn let_in(
         &self,
         manager: &Manager,
         caller: &Caller,
-        version: &str,
+        info: &Info,
         log_in: LogIn,
         place: impl FnOnce() -> Result<Place, Status>,
     ) -> Result<(), Status> {
@@ -144,7 +152,8 @@ impl Calls {
             let (outbox, end) = outbox_to_calls(id, held.clone(), self.doors.closed.clone());
             let hello = Hello {
                 system_id: caller.system_id.clone(),
-                version: version.to_owned(),
+                version: info.version(),
+                info: info.for_rails(),
                 slots: 0,
                 features: caller.features.clone(),
                 running: Vec::new(),
@@ -214,6 +223,7 @@ impl Session {
     fn enter(&self, slots_max: u32) -> Option<Call<'_>> {
         let mut held = self.held.lock();
         if held.waiting.len() >= slots_max as usize {
+            metrics().refused_total.of(Limit::SlotsPerSession).increment(1);
             return None;
         }
         held.last_call += 1;

@@ -8,6 +8,8 @@ use crate::contract::Status as JobStatus;
 use crate::job::{JobId, Lease, Name, is_reason_word};
 use crate::proto;
 use crate::tags::TagSet;
+use crate::telemetry::labels::Limit;
+use crate::telemetry::metrics;
 
 /// The most jobs one message may list, whatever the slots.
 const LEASES_MAX: usize = 10_000;
@@ -36,14 +38,17 @@ fn leases(field: &str, all: &[proto::Lease], slots_max: u32) -> Result<Vec<Lease
 pub(super) fn hello(message: &proto::Hello, slots_max: u32) -> Result<Hello, Status> {
     let bad = |field: &str, what: String| Status::invalid_argument(format!("hello.{field}: {what}"));
     if message.slots > slots_max {
+        metrics().refused_total.of(Limit::SlotsPerSession).increment(1);
         return Err(bad("slots", format!("{}; at most {slots_max}", message.slots)));
     }
     if message.version.len() > VERSION_MAX_BYTES {
         return Err(bad("version", format!("{} bytes; at most {VERSION_MAX_BYTES}", message.version.len())));
     }
+    let version: String = message.version.chars().filter(|c| !c.is_control()).collect();
     Ok(Hello {
         system_id: Name::new(&message.system_id).map_err(|error| bad("system_id", error.to_string()))?,
-        version: message.version.chars().filter(|c| !c.is_control()).collect(),
+        info: serde_json::json!({ "version": version }).to_string().into(),
+        version,
         slots: message.slots,
         features: TagSet::new(message.features.iter().map(String::as_str))
             .map_err(|error| bad("features", error.to_string()))?,

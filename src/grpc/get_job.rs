@@ -3,7 +3,7 @@
 //! The client takes an error for more than it is: of an ordinary one it makes three, then asks nobody for an hour. So whatever is
 //! ordinary is answered OK and empty: nothing to give, too many calls, a pod that drains. `docs/gitlab-runner.md` has the table.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -13,20 +13,22 @@ use tonic::{Code, Request, Response, Status};
 
 use super::calls::{Caller, WHILE_DRAINING};
 use super::connection::Peer;
-use super::server::{Door, LogIn, token_sha256};
+use super::info::Info;
+use super::log_in::LogIn;
+use super::server::{Door, token_sha256};
 use crate::clock::{jitter, unix_ms};
 use crate::job::Name;
 use crate::proto::Assign;
 use crate::proto::gitlab::job_router_server::JobRouter;
 use crate::proto::gitlab::{GetJobRequest, GetJobResponse};
-use crate::tags::{TAG_MAX_BYTES, TAGS_MAX, TagSet};
 
 /// The largest request. Real ones have about 2 KiB.
 pub(super) const REQUEST_MAX_BYTES: usize = 64 << 10;
 /// Of a runner that gives none, as those before 15.x did.
 const NO_SYSTEM_ID: &str = "legacy";
-/// The longest version that is kept, in bytes.
-const VERSION_MAX_BYTES: usize = 64;
+/// While Redis is away a call that cannot be let in is held too, and tried again once in so long. Three quick errors would send its
+/// process to Rails for half a minute.
+const KNOCK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a call is held that is one too many: it shall not come again at once.
 const TOO_MANY: Duration = Duration::from_secs(1);
 
@@ -37,15 +39,6 @@ struct JobRequest {
     info: Info,
     #[serde(default)]
     system_id: String,
-}
-
-#[derive(Deserialize, Default)]
-struct Info {
-    #[serde(default)]
-    version: String,
-    /// Names to `true`, `false`, or a list that says which.
-    #[serde(default)]
-    features: serde_json::Map<String, serde_json::Value>,
 }
 
 #[tonic::async_trait]
@@ -81,16 +74,24 @@ impl Door {
         let system_id = if said.system_id.is_empty() { NO_SYSTEM_ID } else { &said.system_id };
         let system_id = Name::new(system_id)
             .map_err(|error| Status::invalid_argument(format!("job_request.system_id: {error}")))?;
-        let caller = Caller { token_sha256, system_id, features: features(&said.info.features) };
-        let version = version(&said.info.version);
-        let log_in = LogIn::new(&self.failures, peer.address(), &caller.token_sha256);
-        let manager = self.calls.manager(&caller);
-        match self.calls.let_in(&manager, &caller, &version, log_in, || self.place()).await {
-            Ok(()) => slot.admitted(),
-            Err(status) => return refused(&status, self.calls.is_draining()).await,
-        }
-        let held = manager.hold(jitter(self.limits.hold, 0.1), self.limits.max_slots_per_session).await;
-        held.map_err(|_| denied())
+        let caller = Caller { token_sha256, system_id, features: said.info.features() };
+        let until = Instant::now() + jitter(self.limits.hold, 0.1);
+        let manager = loop {
+            let log_in = LogIn::new(&self.failures, peer.address(), &caller.token_sha256);
+            let manager = self.calls.manager(&caller);
+            match self.calls.let_in(&manager, &caller, &said.info, log_in, || self.place()).await {
+                Ok(()) => break manager,
+                Err(status) if status.code() == Code::Unavailable && Instant::now() < until => {
+                    if self.calls.drains_within(jitter(KNOCK_AGAIN, 0.5)).await {
+                        return nothing_after(WHILE_DRAINING).await;
+                    }
+                }
+                Err(status) => return refused(&status, self.calls.is_draining()).await,
+            }
+        };
+        slot.admitted();
+        let hold = until.saturating_duration_since(Instant::now());
+        manager.hold(hold, self.limits.max_slots_per_session).await.map_err(|_| denied())
     }
 }
 
@@ -121,25 +122,6 @@ fn read(json: &[u8]) -> Result<JobRequest, Status> {
         let (line, column) = (error.line(), error.column());
         Status::invalid_argument(format!("job_request: not what it should be at line {line}, column {column}"))
     })
-}
-
-/// What a runner can do, for jobs that require it. Of more than there may be, the first by name.
-fn features(said: &serde_json::Map<String, serde_json::Value>) -> TagSet {
-    let fits = |name: &&String| !name.is_empty() && name.len() <= TAG_MAX_BYTES;
-    let able = said.iter().filter(|(_, value)| **value == serde_json::Value::Bool(true)).map(|(name, _)| name);
-    let mut able: Vec<&str> = able.filter(fits).map(String::as_str).collect();
-    able.sort_unstable();
-    able.truncate(TAGS_MAX);
-    TagSet::new(able).expect("within the limits")
-}
-
-fn version(said: &str) -> String {
-    let printable = said.chars().filter(|c| !c.is_control());
-    let mut version = format!("gitlab-runner {}", printable.collect::<String>());
-    while version.len() > VERSION_MAX_BYTES {
-        version.pop();
-    }
-    version
 }
 
 /// What the client reads of the answer's headers: its own request id again, and a cursor that it gives back with its next call.
@@ -199,12 +181,9 @@ mod tests {
     }
 
     #[test]
-    fn of_its_features_those_count_that_are_true() {
-        let said = br#"{"info":{"version":"19.4.0","features":{"image":true,"proxy":false,"failure_reasons":["a"],"":true}},"token":"t"}"#;
-        let said = read(said).expect("as a runner sends it");
-        assert_eq!(features(&said.info.features), TagSet::new(["image"]).expect("one"));
-        assert_eq!(version(&said.info.version), "gitlab-runner 19.4.0");
-        assert!(version(&"π".repeat(100)).len() <= VERSION_MAX_BYTES);
+    fn what_is_refused_is_not_shown() {
+        let said = br#"{"info":{"version":"19.4.0","features":{"image":true}},"token":"t"}"#;
+        assert_eq!(read(said).expect("as a runner sends it").info.version(), "gitlab-runner 19.4.0");
         assert_eq!(read(b"{}").expect("nothing is required").system_id, "");
         let refused = read(br#"{"system_id": 7, "token": "secret"}"#).err().expect("refused").message().to_owned();
         assert!(!refused.contains("secret") && refused.contains("column"), "{refused}");

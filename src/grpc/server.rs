@@ -1,39 +1,37 @@
 //! The gRPC server: who may try to open a session, and how often.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::codegen::http;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tower::util::MapResponseLayer;
 
 use super::calls::Calls;
-use super::connection::{Peer, accept};
+use super::connection::{Caps, Peer, accept};
 use super::get_job;
+use super::log_in::{Failures, LogIn};
 use super::session::{Caller, Doors, messages};
+use super::tls::Tls;
 use crate::proto::gitlab::job_router_server::JobRouterServer;
 use crate::proto::runner_service_server::{RunnerService, RunnerServiceServer};
 use crate::proto::{RouterMessage, RunnerMessage};
+use crate::telemetry::labels::Limit;
 use crate::telemetry::metrics;
 
 /// The longest token, in bytes. Real ones have about 30.
 const TOKEN_MAX_BYTES: usize = 512;
 /// A connection's streams beyond its cap are refused by us, by name; HTTP/2 alone would let them hang.
 const STREAM_HEADROOM: u32 = 64;
-
-/// How long a token counts as known after it was last let in: longer than any deployment rolls.
-const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// How often to look for managers that call no more.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -46,6 +44,8 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// TCP connections at a time.
     pub max_connections: usize,
+    /// Those of them from one address.
+    pub max_connections_per_address: usize,
     /// Streams of one connection.
     pub max_streams_per_connection: usize,
     /// Streams in all.
@@ -62,30 +62,32 @@ pub struct Limits {
     pub keepalive_interval: Duration,
     /// How long a ping may stay unanswered.
     pub keepalive_timeout: Duration,
-    /// Failed log-ins from one address in a minute before more are refused unheard.
+    /// Failed log-ins from one address, or with one token, in a minute before more are refused unheard.
     pub auth_failures_per_minute: NonZeroU32,
 }
 
-/// Serves runners on `listener` until `shutdown`; sessions must have been closed by then, or are cut.
+/// Serves runners on `listener`, with TLS if there are certificates, until `shutdown`; sessions must have been closed by then, or are
+/// cut.
 pub async fn serve(
     listener: TcpListener,
+    mut tls: Option<Tls>,
     limits: Limits,
     doors: Doors,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let caps = Caps { connections: limits.max_connections, per_address: limits.max_connections_per_address };
     // A connection may try a few tokens, each within `hello_timeout`, before it must have a session.
-    let incoming = accept(listener, limits.max_connections, 2 * limits.hello_timeout);
+    let incoming = accept(listener, caps, 2 * limits.hello_timeout, tls.as_ref().map(Tls::current));
     let max_streams = limits.max_streams_per_connection as u32 + STREAM_HEADROOM;
-    let failures = Quota::per_minute(limits.auth_failures_per_minute);
     let message_max_bytes = limits.message_max_bytes;
     let mut server = Server::builder()
+        .layer(MapResponseLayer::new(count_too_large))
         .http2_keepalive_interval(Some(limits.keepalive_interval))
         .http2_keepalive_timeout(Some(limits.keepalive_timeout))
         .max_concurrent_streams(max_streams);
-    let failures =
-        Failures { tries: RateLimiter::dashmap(failures), refused: Mutex::default(), known: Mutex::default() };
+    let failures = Arc::new(Failures::new(limits.auth_failures_per_minute));
     let calls = Calls::new(doors.clone());
-    let door = Arc::new(Door { limits, doors, calls, sessions: Arc::default(), failures: Arc::new(failures) });
+    let door = Arc::new(Door { limits, doors, calls, sessions: Arc::default(), failures });
     let native = RunnerServiceServer::from_arc(door.clone())
         .max_decoding_message_size(message_max_bytes)
         .max_encoding_message_size(usize::MAX);
@@ -99,6 +101,12 @@ pub async fn serve(
             door.calls.look();
         }
     };
+    let certificates = async {
+        if let Some(tls) = &mut tls {
+            tls.follow(&shutdown).await;
+        }
+        std::future::pending::<()>().await;
+    };
     let cut = async {
         shutdown.cancelled().await;
         tokio::time::sleep(CLOSE_MAX).await;
@@ -108,6 +116,7 @@ pub async fn serve(
         served = server.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned()) => served,
         () = cut => Ok(()),
         () = look => unreachable!("it goes on"),
+        () = certificates => unreachable!("they are followed to the end"),
     }
 }
 
@@ -118,22 +127,6 @@ pub(super) struct Door {
     pub(super) calls: Calls,
     sessions: Arc<AtomicUsize>,
     pub(super) failures: Arc<Failures>,
-}
-
-/// Failed log-ins by address.
-pub(super) struct Failures {
-    tries: DefaultKeyedRateLimiter<IpAddr>,
-    /// Addresses that have used up theirs, and until when they are refused unheard.
-    refused: Mutex<HashMap<IpAddr, Instant>>,
-    /// Tokens by hash that were let in, and when last: only those of runners, so as many as there are runners.
-    known: Mutex<HashMap<String, Instant>>,
-}
-
-/// One try to log in, to be told how it went.
-pub(super) struct LogIn {
-    failures: Arc<Failures>,
-    address: IpAddr,
-    token_sha256: String,
 }
 
 /// A place among `max_sessions`, free again when dropped.
@@ -150,67 +143,8 @@ impl Door {
         if before < self.limits.max_sessions {
             return Ok(place);
         }
+        metrics().refused_total.of(Limit::Sessions).increment(1);
         Err(Status::resource_exhausted(format!("the pod has {} sessions, all it may; retry", self.limits.max_sessions)))
-    }
-}
-
-// === impl Failures ===
-
-impl Failures {
-    /// Counts a failed log-in, which costs the address one of its tries.
-    pub(super) fn count(&self, address: IpAddr) {
-        metrics().auth_failures_total.increment(1);
-        if let Err(until) = self.tries.check_key(&address) {
-            let now = Instant::now();
-            let wait = until.wait_time_from(DefaultClock::default().now());
-            let mut refused = self.refused.lock().expect("nobody panics with it");
-            refused.retain(|_, until| *until > now);
-            refused.insert(address, now + wait);
-        }
-        if self.tries.len() > 10_000 {
-            self.tries.retain_recent(); // drops addresses that have all their tries again
-        }
-    }
-
-    /// Whether an address may try. A token that was let in lately may be used whatever others at its address do: behind a proxy,
-    /// all runners have one address.
-    pub(super) fn check(&self, address: IpAddr, token_sha256: Option<&str>) -> Result<(), Status> {
-        if token_sha256.is_some_and(|token| self.is_known(token)) {
-            return Ok(());
-        }
-        let refused = self.refused.lock().expect("nobody panics with it");
-        match refused.get(&address) {
-            Some(until) if *until > Instant::now() => {
-                Err(Status::resource_exhausted("too many failed log-ins from this address; retry with back-off"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn is_known(&self, token_sha256: &str) -> bool {
-        let known = self.known.lock().expect("nobody panics with it");
-        known.get(token_sha256).is_some_and(|at| at.elapsed() < KNOWN_FOR)
-    }
-}
-
-// === impl LogIn ===
-
-impl LogIn {
-    pub(super) fn new(failures: &Arc<Failures>, address: IpAddr, token_sha256: &str) -> Self {
-        Self { failures: failures.clone(), address, token_sha256: token_sha256.to_owned() }
-    }
-
-    pub(super) fn worked(self) {
-        let mut known = self.failures.known.lock().expect("nobody panics with it");
-        known.insert(self.token_sha256, Instant::now());
-        if known.len().is_power_of_two() {
-            known.retain(|_, at| at.elapsed() < KNOWN_FOR); // tokens that were changed, now and then
-        }
-    }
-
-    pub(super) fn failed(self) {
-        self.failures.known.lock().expect("nobody panics with it").remove(&self.token_sha256);
-        self.failures.count(self.address);
     }
 }
 
@@ -257,6 +191,14 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// A message that is too large is refused before any of our own code sees its call.
+fn count_too_large<B>(response: http::Response<B>) -> http::Response<B> {
+    if Status::from_header_map(response.headers()).is_some_and(|status| status.code() == Code::OutOfRange) {
+        metrics().refused_total.of(Limit::MessageBytes).increment(1);
+    }
+    response
 }
 
 /// The hash of the call's token. The token itself goes no further than this function.

@@ -1,21 +1,23 @@
 //! One runner's session: from its first message to its last, as one response stream.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::connection::StreamSlot;
 use super::convert;
+use super::log_in::LogIn;
 use super::outbox::{Outbox, Outgoing, SessionId, outbox};
-use super::server::LogIn;
 use crate::contract::Status as JobStatus;
 use crate::job::{Lease, Name, is_reason_word};
 use crate::proto::{RouterMessage, RunnerMessage, Welcome, router_message, runner_message};
 use crate::tags::TagSet;
-use crate::telemetry::labels::SessionClosed;
+use crate::telemetry::labels::{Limit, SessionClosed};
+use crate::telemetry::metrics;
 
 /// A message of a session that was admitted.
 #[derive(Debug)]
@@ -53,6 +55,8 @@ pub struct Hello {
     pub system_id: Name,
     /// Its software's version, for people.
     pub version: String,
+    /// What it says of itself, for Rails: a JSON object.
+    pub info: Arc<str>,
     /// Its free slots.
     pub slots: u32,
     /// Its features.
@@ -173,8 +177,11 @@ pub(super) fn messages(caller: Caller) -> impl Stream<Item = Result<RouterMessag
 async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
     let Caller { token_sha256, mut inbound, doors, hello_timeout, slots_max, slot, log_in } = caller;
     let first = tokio::time::timeout(hello_timeout, inbound.message()).await;
-    let late = || Status::deadline_exceeded(format!("no Hello within {} ms", hello_timeout.as_millis()));
-    let first = first.map_err(|_| late())??.and_then(|message| message.kind);
+    let late = |_| {
+        metrics().refused_total.of(Limit::HelloTimeout).increment(1);
+        Status::deadline_exceeded(format!("no Hello within {} ms", hello_timeout.as_millis()))
+    };
+    let first = first.map_err(late)?.inspect_err(count_too_large)?.and_then(|message| message.kind);
     let Some(runner_message::Kind::Hello(hello)) = first else {
         return Err(Status::invalid_argument("the first message must be Hello"));
     };
@@ -194,6 +201,12 @@ async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
     let welcome = answered.await.map_err(|_| away())??;
     session.slot.admitted();
     Ok((session, welcome))
+}
+
+fn count_too_large(status: &Status) {
+    if status.code() == Code::OutOfRange {
+        metrics().refused_total.of(Limit::MessageBytes).increment(1);
+    }
 }
 
 // === impl Answer ===
@@ -243,7 +256,7 @@ impl Session {
                 message = self.inbound.message() => match message {
                     Ok(Some(RunnerMessage { kind: Some(kind) })) => {
                         if let Err(status) = self.take_in(kind).await {
-                            if status.code() == tonic::Code::InvalidArgument {
+                            if status.code() == Code::InvalidArgument {
                                 self.why = SessionClosed::Protocol;
                             }
                             return Some(Err(status));
@@ -251,6 +264,11 @@ impl Session {
                     }
                     // A message of a newer version; its sender copes without an answer.
                     Ok(Some(RunnerMessage { kind: None })) => {}
+                    Err(status) if status.code() == Code::OutOfRange => {
+                        count_too_large(&status);
+                        self.why = SessionClosed::Protocol;
+                        return Some(Err(status));
+                    }
                     Ok(None) | Err(_) => return None,
                 },
             }
@@ -264,6 +282,7 @@ impl Session {
             Kind::Hello(_) => return Err(Status::invalid_argument("hello: only as the first message")),
             Kind::Slots(slots) => {
                 if slots.free > self.slots_max {
+                    metrics().refused_total.of(Limit::SlotsPerSession).increment(1);
                     let text = format!("slots.free: {}; at most {}", slots.free, self.slots_max);
                     return Err(Status::invalid_argument(text));
                 }

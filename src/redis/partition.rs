@@ -7,6 +7,7 @@ mod acknowledge;
 mod jobs;
 mod leases;
 mod mail;
+mod online;
 
 use std::collections::HashMap;
 use std::sync::Arc;

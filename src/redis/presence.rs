@@ -5,6 +5,7 @@
 //! A pod writes what has changed about once a second, so what is read is up to that old, and the whole goes with the pod:
 //! it expires [`FLEET_TTL`] after the last word. Nobody decides by it about a job.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::partition::{ms, parse};
@@ -35,6 +36,8 @@ pub struct Change {
     pub system_id: Name,
     /// What is seen of it.
     pub seen: Option<Seen>,
+    /// What it says of itself, for Rails: a JSON object. Nothing of one that has gone.
+    pub info: Arc<str>,
 }
 
 // === impl Presence ===

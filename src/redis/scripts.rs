@@ -78,12 +78,16 @@ pub static JOBS: Script = script!("jobs", "no-writes");
 pub static BUCKETS: Script = script!("buckets", "no-writes");
 /// Tells of jobs that no online runner could ever take.
 pub static STUCK: Script = script!("stuck", "allow-oom");
+/// Says which managers of runners are connected, and tells Rails.
+pub static ONLINE: Script = script!("online", "");
+/// Tells Rails of managers that are not any more.
+pub static OFFLINE: Script = script!("offline", "allow-oom");
 
 /// Writes something that means nothing.
 pub static BARRIER: Script = script!("barrier", "allow-oom");
 
 /// Every script, for loading at the start and for the tests that keep headers, bodies and this list in step.
-pub static ALL: [&Script; 29] = [
+pub static ALL: [&Script; 31] = [
     &FAN_OUT,
     &TAKE,
     &START,
@@ -112,6 +116,8 @@ pub static ALL: [&Script; 29] = [
     &JOBS,
     &BUCKETS,
     &STUCK,
+    &ONLINE,
+    &OFFLINE,
     &BARRIER,
 ];
 

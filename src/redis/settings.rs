@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fred::rustls::pki_types::CertificateDer;
 use fred::rustls::pki_types::pem::PemObject;
+use fred::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use fred::rustls::{ClientConfig, RootCertStore};
 use fred::types::config::{ClusterDiscoveryPolicy, Config, ConnectionConfig, ReconnectError, TcpConfig, TlsConnector};
 use secrecy::{ExposeSecret, SecretString};
@@ -31,6 +31,8 @@ pub struct RedisSettings {
     pub password: Option<SecretString>,
     /// PEM file with the certificate authorities to trust instead of the system's; for `rediss` only.
     pub ca_file: Option<PathBuf>,
+    /// PEM files with the certificate to show and its key; for `rediss` only.
+    pub identity: Option<(PathBuf, PathBuf)>,
     /// How many replicas must have what [`call_durably`](super::Redis::call_durably) wrote before it is answered. Not in a
     /// cluster, where nothing says which node a call and the wait for it went to.
     pub replicas: u8,
@@ -45,6 +47,7 @@ impl RedisSettings {
             username: None,
             password: None,
             ca_file: None,
+            identity: None,
             replicas: 0,
         }
     }
@@ -83,7 +86,7 @@ pub(super) fn config(settings: &RedisSettings) -> Result<Config, RedisError> {
     let mut config = Config::from_url(&format!("{scheme}://{rest}"))
         .map_err(|error| RedisError::Settings(format!("the URL is malformed: {}", error.details())))?;
     if tls {
-        config.tls = Some(tls_connector(settings.ca_file.as_deref())?.into());
+        config.tls = Some(tls_connector(settings)?.into());
     }
     if config.server.is_clustered() {
         // After a failover the configured node may be the one that is gone.
@@ -99,21 +102,38 @@ pub(super) fn config(settings: &RedisSettings) -> Result<Config, RedisError> {
     Ok(config)
 }
 
-fn tls_connector(ca_file: Option<&Path>) -> Result<TlsConnector, RedisError> {
-    let Some(path) = ca_file else {
-        return TlsConnector::default_rustls()
-            .map_err(|error| RedisError::Settings(format!("the system's certificates: {}", error.details())));
-    };
-    let unusable = |error: &dyn std::fmt::Display| RedisError::Settings(format!("{}: {error}", path.display()));
+fn tls_connector(settings: &RedisSettings) -> Result<TlsConnector, RedisError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unusable(&error))? {
-        let certificate = certificate.map_err(|error| unusable(&error))?;
-        roots.add(certificate).map_err(|error| unusable(&error))?;
+    match &settings.ca_file {
+        Some(path) => {
+            for certificate in certificates(path)? {
+                roots.add(certificate).map_err(|error| unusable(path, &error))?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
     }
-    if roots.is_empty() {
-        return Err(unusable(&"holds no certificate"));
-    }
-    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth().into())
+    let builder = ClientConfig::builder().with_root_certificates(roots);
+    let config = match &settings.identity {
+        Some((certificate, key_file)) => {
+            let chain = certificates(certificate)?;
+            let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| unusable(key_file, &error))?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| unusable(certificate, &error))?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    Ok(config.into())
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, RedisError> {
+    let all = CertificateDer::pem_file_iter(path).map_err(|error| unusable(path, &error))?;
+    let all = all.collect::<Result<Vec<_>, _>>().map_err(|error| unusable(path, &error))?;
+    if all.is_empty() { Err(unusable(path, &"holds no certificate")) } else { Ok(all) }
+}
+
+fn unusable(path: &Path, error: &dyn std::fmt::Display) -> RedisError {
+    RedisError::Settings(format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tonic::Status;
 use tracing::{debug, info, warn};
 
 use super::{BATCH, Opened, Pod, ToTake, Undone, at_most_the_grace, between, by_partition};
-use crate::grpc::{Closed, Knock};
+use crate::grpc::{Closed, Hello, Knock};
 use crate::job::Lease;
 use crate::proto;
 use crate::redis::scripts::Outcome;
@@ -93,8 +93,8 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
         beat_interval_ms: pod.config.beat_interval.as_millis() as u32,
         resumed: resumed.iter().map(ResumedJob::to_proto).collect(),
     };
-    let opened =
-        Opened { session, record, system_id: hello.system_id, features: hello.features, slots: hello.slots, outbox };
+    let Hello { system_id, features, info, slots, .. } = hello;
+    let opened = Opened { session, record, system_id, features, info, slots, outbox };
     // Known to all before it is let in: its end, which it tells itself from then on, must find it. Its Welcome still goes
     // first, as the session looks into its outbox only after that.
     pod.sessions.insert(session, opened.outbox.clone());

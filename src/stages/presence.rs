@@ -1,71 +1,92 @@
-//! presence: tells the other pods, and those who explain, which managers are connected here, and their free slots.
+//! presence: tells who is connected here. The other pods, and those who explain, hear of managers and their free slots; Rails hears of
+//! managers that come, are still there, and have gone.
 //!
 //! In: what has changed, about once a second, from the take stage. Out: this pod's hash in Redis, which goes a few seconds
-//! after the last word. Nobody decides by it about a job, so a word that fails is not repeated at once: with the next one
-//! all is told again.
+//! after the last word; and by the scripts `online` and `offline` events for Rails. Nobody decides by any of it about a job, so a word
+//! that fails is not repeated at once: with the next one all is told again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::Pod;
+use crate::clock::jitter;
 use crate::explain::facts::Seen;
-use crate::job::{Name, RunnerId};
-use crate::redis::{Change, Presence, RedisError};
+use crate::redis::{Change, Manager, Presence, RedisError};
 
 /// Managers told of in one call.
 const PAGE: usize = 256;
+/// How often in `offline_after` a pod says of a manager that it is connected: one word may be late, and one may be lost.
+const WORDS: u32 = 3;
+
+/// Managers that are connected here.
+type Connected = HashMap<Manager, (Seen, Arc<str>)>;
+
+/// What Rails hears.
+struct Rails {
+    pod: Pod,
+    /// When to say of all again that they are connected.
+    all_again_at: Instant,
+    /// Since when all was said that was to be said, so that who is not heard of is not there.
+    whole_since: Option<Instant>,
+}
 
 /// Tells until the pod has stopped.
 pub async fn run(pod: Pod, mut changes: mpsc::Receiver<Vec<Change>>) {
     let presence = Presence::new(pod.redis.clone(), pod.runners.prefix());
-    let mut told: HashMap<(RunnerId, Name), Seen> = HashMap::new();
+    let mut connected = Connected::new();
+    let mut rails = Rails::new(pod.clone());
     let mut all_again = false;
     loop {
         let changed = tokio::select! {
             () = pod.stopped.cancelled() => break,
             changed = changes.recv() => match changed { Some(changed) => changed, None => break },
         };
-        let news = news(&mut told, changed);
+        let (news, new) = news(&mut connected, changed);
         let said = if std::mem::take(&mut all_again) {
-            tell_all(&pod, &presence, &told).await
+            tell_all(&pod, &presence, &connected).await
         } else {
-            say(&pod, &presence, &told, &news).await
+            say(&pod, &presence, &connected, &news).await
         };
         if let Err(error) = said {
             debug!(%error, "presence not told; all of it is, with the next word");
             all_again = true;
         }
+        rails.tell(&connected, new).await;
     }
     if let Err(error) = presence.forget(&pod.name).await {
         debug!(%error, "presence not taken back; it expires");
     }
 }
 
-/// Takes down what has changed; answers what is news.
-fn news(told: &mut HashMap<(RunnerId, Name), Seen>, changed: Vec<Change>) -> Vec<Change> {
-    let mut news = Vec::new();
+/// Takes down what has changed; answers what is news, and which managers are new.
+fn news(connected: &mut Connected, changed: Vec<Change>) -> (Vec<Change>, Vec<Manager>) {
+    let (mut news, mut new) = (Vec::new(), Vec::new());
     for change in changed {
         let manager = (change.runner_id, change.system_id.clone());
         let is_news = match &change.seen {
-            Some(seen) => told.insert(manager, seen.clone()).as_ref() != Some(seen),
-            None => told.remove(&manager).is_some(),
+            Some(seen) => {
+                let before = connected.insert(manager.clone(), (seen.clone(), change.info.clone()));
+                if before.is_none() {
+                    new.push(manager);
+                }
+                before.map(|(seen, _)| seen).as_ref() != Some(seen)
+            }
+            None => connected.remove(&manager).is_some(),
         };
         news.extend(is_news.then_some(change));
     }
-    news
+    (news, new)
 }
 
-async fn say(
-    pod: &Pod,
-    presence: &Presence,
-    told: &HashMap<(RunnerId, Name), Seen>,
-    news: &[Change],
-) -> Result<(), RedisError> {
+async fn say(pod: &Pod, presence: &Presence, connected: &Connected, news: &[Change]) -> Result<(), RedisError> {
     // The word before is gone: Redis lost it, or was away for long.
     if !presence.keep(&pod.name).await? {
-        return tell_all(pod, presence, told).await;
+        return tell_all(pod, presence, connected).await;
     }
     for page in news.chunks(PAGE) {
         presence.tell(&pod.name, page).await?;
@@ -73,15 +94,73 @@ async fn say(
     Ok(())
 }
 
-async fn tell_all(pod: &Pod, presence: &Presence, told: &HashMap<(RunnerId, Name), Seen>) -> Result<(), RedisError> {
+async fn tell_all(pod: &Pod, presence: &Presence, connected: &Connected) -> Result<(), RedisError> {
     presence.begin(&pod.name).await?;
-    let all = told.iter().map(|((runner_id, system_id), seen)| Change {
+    let all = connected.iter().map(|((runner_id, system_id), (seen, info))| Change {
         runner_id: *runner_id,
         system_id: system_id.clone(),
         seen: Some(seen.clone()),
+        info: info.clone(),
     });
     for page in all.collect::<Vec<_>>().chunks(PAGE) {
         presence.tell(&pod.name, page).await?;
     }
     Ok(())
+}
+
+// === impl Rails ===
+
+impl Rails {
+    fn new(pod: Pod) -> Self {
+        Self { pod, all_again_at: Instant::now(), whole_since: None }
+    }
+
+    /// Tells of managers that are new, and from time to time of all; then also of those that are gone.
+    async fn tell(&mut self, connected: &Connected, new: Vec<Manager>) {
+        let now = Instant::now();
+        let every = self.pod.config.offline_after / WORDS;
+        let all = now >= self.all_again_at;
+        // It was held up, and cannot say whether others could tell meanwhile.
+        if now >= self.all_again_at + self.pod.config.offline_after {
+            self.whole_since = None;
+        }
+        let said = if all {
+            self.all_again_at = now + jitter(every, 0.1);
+            self.online(connected.keys().cloned().collect(), connected).await
+        } else {
+            self.online(new, connected).await
+        };
+        let told = match said {
+            Ok(()) if all => self.offline(now).await,
+            other => other,
+        };
+        if let Err(error) = told {
+            debug!(%error, "Rails not told who is connected; of all again, with the next word");
+            self.all_again_at = now;
+            self.whole_since = None;
+        }
+    }
+
+    async fn online(&self, managers: Vec<Manager>, connected: &Connected) -> Result<(), RedisError> {
+        let (pod, again) = (&self.pod, self.pod.config.online_interval);
+        let there: Vec<_> = managers
+            .into_iter()
+            .filter_map(|manager| connected.get(&manager).map(|(_, info)| info.clone()).map(|info| (manager, info)))
+            .collect();
+        for page in there.chunks(PAGE) {
+            pod.partitions[0].online(&pod.name, again, page).await?;
+        }
+        Ok(())
+    }
+
+    /// Only once all pods have had the time to say who is there, since they could.
+    async fn offline(&mut self, now: Instant) -> Result<(), RedisError> {
+        let silent: Duration = self.pod.config.offline_after;
+        if now < *self.whole_since.get_or_insert(now) + silent {
+            return Ok(());
+        }
+        let pod = &self.pod;
+        while pod.partitions[0].offline(&pod.name, silent, PAGE as u64).await? == PAGE as u64 {}
+        Ok(())
+    }
 }

@@ -64,6 +64,25 @@ labels! {
         Canceled = "canceled",
     }
 
+    /// Which limit a caller was over.
+    limit: Limit {
+        Connections = "connections",
+        ConnectionsPerAddress = "connections_per_address",
+        StreamsPerConnection = "streams_per_connection",
+        Sessions = "sessions",
+        SlotsPerSession = "slots_per_session",
+        HelloTimeout = "hello_timeout",
+        MessageBytes = "message_bytes",
+        AuthFailuresOfAddress = "auth_failures_of_address",
+        AuthFailuresOfToken = "auth_failures_of_token",
+    }
+
+    /// Whether certificates could be used that had changed.
+    result: Reload {
+        Done = "done",
+        Failed = "failed",
+    }
+
     /// Why an inbox entry was refused, by class.
     reason: Rejected {
         NotJson = "not_json",

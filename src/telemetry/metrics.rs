@@ -7,7 +7,8 @@
 use metrics::{Counter, Gauge, Histogram};
 
 use super::labels::{
-    CameAlong, Ended, Expired, GaveBack, InboxType, RedisCall, RedisError, Rejected, SessionClosed, Took, Wake,
+    CameAlong, Ended, Expired, GaveBack, InboxType, Limit, RedisCall, RedisError, Rejected, Reload, SessionClosed,
+    Took, Wake,
 };
 use super::registry::{By, Declared, Handle};
 
@@ -131,6 +132,12 @@ metrics! {
     slots_free: Gauge;
     /// Logins of runners refused.
     auth_failures_total: Counter;
+    /// Connections, streams, messages and log-ins of runners that were refused, as they were over a limit.
+    refused_total: By<Limit, Counter>;
+    /// Connections on which TLS was not agreed on: no TLS at all, no common version, or a certificate that is not trusted.
+    tls_handshakes_failed_total: Counter;
+    /// Times that certificate files had changed, by whether they could be used; if not, the last good ones stay.
+    tls_reloads_total: By<Reload, Counter>;
     /// Calls to Redis, from sent to answered, by script. Blocking reads are not timed.
     redis_call_seconds: By<RedisCall, Histogram>, CALL;
     /// Calls to Redis that failed, by what went wrong. Most are made again until they are done.

@@ -943,3 +943,25 @@ async fn a_tenants_jobs_in_several_lanes_go_by_age_and_not_by_the_lanes_names() 
     }
     assert_eq!(order, [1, 2, 3, 4, 5, 6, 7, 8]);
 }
+
+#[tokio::test]
+async fn rails_hears_of_a_manager_once_however_many_pods_it_is_connected_to_and_when_it_has_gone() {
+    const YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    let world = World::new().await;
+    let manager = |system_id: &str| ((RunnerId(7), name(system_id)), r#"{"version":"1"}"#.into());
+    let both = [manager("s_1"), manager("s_2")];
+    let online = async |pod: &str, again| world.partition.online(&name(pod), again, &both).await.expect("told");
+    assert_eq!((online("a", YEARS).await, online("b", YEARS).await), (2, 0));
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(online("b", Duration::from_millis(1)).await, 2, "again after that time");
+    let offline = async |silent| world.partition.offline(&name("c"), silent, 1).await.expect("told");
+    assert_eq!(offline(LEASE).await, 0);
+    assert_eq!(
+        (offline(Duration::ZERO).await, offline(Duration::ZERO).await, offline(Duration::ZERO).await),
+        (1, 1, 0)
+    );
+    assert_eq!(online("a", YEARS).await, 2, "they are back");
+    let [online, offline] = ["runner.online", "runner.offline"].map(|kind| format!("null {kind}"));
+    let told = [&online, &online, &online, &online, &offline, &offline, &online, &online];
+    assert_eq!(world.events().await, told.map(String::as_str));
+}

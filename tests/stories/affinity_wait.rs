@@ -238,7 +238,7 @@ async fn a_job_gets_the_slot_it_waited_for_on_one_pod_and_on_two() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_explained() {
-    story(Duration::from_secs(60), &["a"], async |installation, gates| {
+    let explained = story(Duration::from_secs(60), &["a"], async |installation, gates| {
         installation.until_events("job.queued", 2).await;
         let config = &installation.config;
         let keys = ExplainerKeys {
@@ -258,8 +258,8 @@ async fn it_is_explained() {
             "{summary}"
         );
         assert!(gates[1].started().is_empty());
-    })
-    .await;
+    });
+    Box::pin(explained).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,7 +90,7 @@ impl Stage {
                     .await
                     .expect("beats");
                 let seen = Some(Seen { features: TagSet::default(), free: 1, backing_off: false });
-                let change = Change { runner_id: RunnerId(id), system_id: ghost.clone(), seen };
+                let change = Change { runner_id: RunnerId(id), system_id: ghost.clone(), seen, info: "{}".into() };
                 let presence = Presence::new(self.installation.redis.clone(), &keys.runners());
                 presence.begin(&ghost).await.expect("begins");
                 presence.tell(&ghost, &[change]).await.expect("tells");
@@ -272,6 +272,7 @@ async fn a_change_told_after_a_loss_does_not_pass_for_all_that_was_told() {
         runner_id: RunnerId(id),
         system_id: crate::support::name("s"),
         seen: Some(Seen { features: TagSet::default(), free: 1, backing_off: false }),
+        info: "{}".into(),
     };
     presence.begin(&pod).await.expect("begins");
     presence.tell(&pod, &[change(1)]).await.expect("tells");

@@ -47,8 +47,9 @@ fn world() -> LocalBoxFuture<'static, World> {
     Box::pin(async { with(Installation::new().await).await })
 }
 
-fn with(installation: Installation) -> LocalBoxFuture<'static, World> {
+fn with(mut installation: Installation) -> LocalBoxFuture<'static, World> {
     Box::pin(async {
+        installation.config.sweep_interval = Duration::from_millis(100); // as often it tells who is there
         let pod = installation.pod("a").await;
         installation.register(1, json!({})).await;
         let channel = channel(&pod.url).await;
@@ -66,19 +67,22 @@ async fn rails_says(installation: &Installation, what: &str, id: u64) {
     installation.publish(what, json!({"id": id, "tenant": "ns:1", "status": status})).await;
 }
 
-/// Until so many calls are held, as the pod tells in its metrics.
-async fn until_free(installation: &Installation, pod: &TestPod, slots: usize) {
-    let line = format!("job_router_slots_free {slots}");
-    installation
-        .until("calls are held", async || pod.admin("/metrics").await.1.lines().any(|l| l == line).then_some(()))
-        .await;
+/// Until so many calls are held, as the pod tells those who explain.
+async fn until_free(installation: &Installation, slots: u64) {
+    let key = format!("{{{}:runners}}:fleet:a", installation.config.key_prefix);
+    let told = async || {
+        let told = installation.redis.command("HVALS", [key.as_str().into()]).await.ok()?.into_array().ok()?;
+        let seen = told.iter().filter_map(|seen| serde_json::from_str::<Value>(seen.as_str().ok()?).ok());
+        Some(seen.filter_map(|seen| seen["free"].as_u64()).sum::<u64>())
+    };
+    installation.until("calls are held", async || (told().await? == slots).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_call_gets_its_job_and_rails_tells_the_rest() {
     let (installation, pod, channel) = world().await;
     let held = call(&channel, 1, "s_1");
-    until_free(&installation, &pod, 1).await;
+    until_free(&installation, 1).await;
     publish(&installation, 7).await;
     let published = Instant::now();
     let answer = held.await.expect("no panic").expect("a job");
@@ -145,7 +149,7 @@ async fn only_what_is_no_runners_doing_is_an_error() {
 async fn each_held_call_is_a_slot() {
     let (installation, pod, channel) = world().await;
     let calls = [call(&channel, 1, "s_1"), call(&channel, 1, "s_1"), call(&channel, 1, "s_2")];
-    until_free(&installation, &pod, 3).await;
+    until_free(&installation, 3).await;
     for id in 1..=4 {
         publish(&installation, id).await;
     }
@@ -166,9 +170,9 @@ async fn a_call_that_was_canceled_is_a_slot_no_more() {
     let (installation, pod, channel) = world().await;
     let gone = call(&channel, 1, "s_1");
     let stays = call(&channel, 1, "s_2");
-    until_free(&installation, &pod, 2).await;
+    until_free(&installation, 2).await;
     gone.abort();
-    until_free(&installation, &pod, 1).await;
+    until_free(&installation, 1).await;
     publish(&installation, 1).await;
     publish(&installation, 2).await;
     assert_eq!(job_of(stays).await["id"], 1);
@@ -185,7 +189,7 @@ async fn a_job_that_rails_does_not_hear_of_in_time_goes_to_another_under_a_new_l
     installation.config.decline_backoff = Duration::from_secs(60);
     let (installation, pod, channel) = with(installation).await;
     let dies = call(&channel, 1, "s_1");
-    until_free(&installation, &pod, 1).await;
+    until_free(&installation, 1).await;
     publish(&installation, 1).await;
     assert_eq!(job_of(dies).await["id"], 1);
     let since = Instant::now();
@@ -219,7 +223,7 @@ async fn what_rails_says_of_a_job_wins_over_where_the_router_has_it() {
     runs_at(1, 2, "s_9").await;
     installation.until_events("job.running", 1).await;
     let held = call(&channel, 1, "s_1");
-    until_free(&installation, &pod, 1).await;
+    until_free(&installation, 1).await;
     // One that was handed to another.
     publish(&installation, 2).await;
     assert_eq!(job_of(held).await["id"], 2, "the first is not queued any more");
@@ -251,7 +255,6 @@ async fn a_job_of_a_runner_that_never_beats_is_not_lost_when_a_lease_is_over() {
     installation.config.lease_margin = Duration::from_millis(200);
     installation.config.beat_interval = Duration::from_millis(300);
     installation.config.accept_timeout = Duration::from_millis(500);
-    installation.config.sweep_interval = Duration::from_millis(200);
     let (installation, pod, channel) = with(installation).await;
     let held = call(&channel, 1, "s_1");
     publish(&installation, 1).await;
@@ -274,7 +277,7 @@ async fn a_job_of_a_runner_that_never_beats_is_not_lost_when_a_lease_is_over() {
 async fn a_pod_that_drains_answers_its_calls_empty_and_cuts_none() {
     let (installation, pod, channel) = world().await;
     let calls: Vec<_> = (0..20).map(|_| call(&channel, 1, "s_1")).collect();
-    until_free(&installation, &pod, 20).await;
+    until_free(&installation, 20).await;
     let since = Instant::now();
     pod.end().await;
     println!("drained in {:?}", since.elapsed());
@@ -287,7 +290,7 @@ async fn a_pod_that_drains_answers_its_calls_empty_and_cuts_none() {
 async fn a_runner_that_is_deleted_is_refused_at_once_in_all_its_calls() {
     let (installation, pod, channel) = world().await;
     let calls = [call(&channel, 1, "s_1"), call(&channel, 1, "s_2")];
-    until_free(&installation, &pod, 2).await;
+    until_free(&installation, 2).await;
     installation.publish("runner.deleted", json!({"id": 1})).await;
     for call in calls {
         let answer = tokio::time::timeout(Duration::from_secs(2), call).await.expect("at once").expect("no panic");
@@ -299,17 +302,58 @@ async fn a_runner_that_is_deleted_is_refused_at_once_in_all_its_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_away_is_the_one_error_that_the_client_shall_count() {
+async fn redis_away_is_an_error_only_after_all_the_time_that_a_call_is_held() {
     let (mut installation, mut server) = Installation::alone().await;
     installation.config.redis_command_timeout = Duration::from_millis(300);
+    installation.config.gitlab_hold = Duration::from_secs(4);
     let (installation, pod, channel) = with(installation).await;
     let held = call(&channel, 1, "s_1");
-    until_free(&installation, &pod, 1).await;
+    until_free(&installation, 1).await;
     server.stop().expect("stops");
     installation.until("not ready", async || (pod.admin("/readyz").await.0 == 503).then_some(())).await;
-    let away = get_job(channel.clone(), 1, "s_2").await.expect_err("it cannot be looked up");
+    let (since, new) = (Instant::now(), call(&channel, 1, "s_2"));
+    assert_eq!(job_of(held).await, Value::Null, "who was let in before is held on");
+    let away = new.await.expect("no panic").expect_err("it could not be looked up");
     assert_eq!(away.code(), Code::Unavailable);
-    assert!(!held.is_finished(), "who was let in before is held on");
+    assert!(since.elapsed() > Duration::from_secs(3), "{:?}", since.elapsed());
+    let new = call(&channel, 1, "s_3");
+    tokio::time::sleep(Duration::from_millis(500)).await;
     server.restart().expect("starts");
-    drop((held, pod));
+    installation.register(1, json!({})).await;
+    publish(&installation, 1).await;
+    assert_eq!(job_of(new).await["id"], 1, "Redis was back in time");
+    drop(pod);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rails_is_told_that_an_idle_runner_is_there() {
+    let mut installation = Installation::new().await;
+    installation.config.offline_after = Duration::from_secs(3);
+    let (installation, pod, channel) = with(installation).await;
+    let other = installation.pod("b").await;
+    let held = call(&channel, 1, "s_1");
+    let native = installation.runner(&pod.url, 1, "s_2", 1, crate::support::pods::Noting::default());
+    installation.until_events("runner.online", 2).await;
+    let events = installation.events().await;
+    let of = |system_id: &str| {
+        let found = events.iter().find(|event| event.system_id.as_ref().is_some_and(|id| id.as_str() == system_id));
+        found.expect("told of").clone()
+    };
+    assert_eq!(of("s_1").runner_id.expect("told").0, 1);
+    assert_eq!(of("s_1").rest["info"]["executor"], "shell");
+    assert!(of("s_2").rest["info"]["version"].as_str().expect("text").starts_with("job-router"));
+
+    // It goes to another pod: nothing to tell.
+    native.stop().await;
+    let native = installation.runner(&other.url, 1, "s_2", 1, crate::support::pods::Noting::default());
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let counts = installation.counts().await;
+    assert_eq!((counts["runner.online"], counts.get("runner.offline")), (2, None));
+    native.stop().await;
+    installation.until_events("runner.offline", 1).await;
+    let last = installation.events().await.pop().expect("an event");
+    assert_eq!(last.system_id.expect("told").as_str(), "s_2");
+    held.abort();
+    pod.end().await;
+    other.end().await;
 }

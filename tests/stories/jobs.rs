@@ -226,7 +226,8 @@ async fn ten_thousand_malformed_entries_stop_none_of_a_thousand_good_jobs() {
     }
     installation.until_inbox_empty().await;
     installation.until_events("job.finished", 1_000).await;
-    let counts = installation.counts().await;
+    let mut counts = installation.counts().await;
+    counts.remove("runner.online"); // about once a second it is told
     assert_eq!((counts["message.rejected"], counts["job.finished"], counts["job.queued"]), (10_000, 1_000, 1_000));
     assert_eq!(counts.len(), 6, "these, what becomes of jobs, and that Redis was empty: {counts:?}");
     runner.stop().await;

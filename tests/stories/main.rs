@@ -7,6 +7,7 @@ mod commands;
 mod door;
 mod explain;
 mod faults;
+mod foreign;
 mod gitlab;
 mod inbox;
 mod jobs;
@@ -22,6 +23,7 @@ mod runner_faults;
 mod simulate;
 mod stuck;
 mod sweep;
+mod tls;
 
 #[path = "../support/mod.rs"]
 mod support;

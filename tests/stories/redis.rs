@@ -1,17 +1,15 @@
 //! What users see when Redis is away, or refuses: a pod and a runner in one process.
 
+use crate::support::POD_USER;
 use crate::support::pods::{Gate, Installation};
 use crate::support::raw::{self, Raw};
-use job_router::redis::{Arg, PrivateRedis, PrivateRedisOptions, Redis, RedisSettings};
+use job_router::redis::{Arg, PrivateRedisOptions};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_away_for_a_while_costs_no_job_and_no_connection() {
-    let mut installation = Installation::new().await;
-    let mut redis = PrivateRedis::start(&PrivateRedisOptions { append_only: true, ..PrivateRedisOptions::default() })
-        .expect("redis-server starts");
-    installation.config.redis_url = redis.url().parse().expect("a URL");
-    installation.redis = Redis::connect(&RedisSettings::new(redis.url())).await.expect("connects");
+    let kept = PrivateRedisOptions { append_only: true, ..PrivateRedisOptions::default() };
+    let (installation, mut redis) = Installation::alone_with(kept).await;
     let pod = installation.pod("a").await;
     installation.register(1, json!({})).await;
     let gate = Gate::default();
@@ -42,7 +40,7 @@ async fn a_pod_that_starts_while_redis_refuses_begins_when_it_does_no_more() {
     let (installation, _redis) = Installation::alone().await;
     for denied in ["function", "fcall", "xrevrange", "xreadgroup"] {
         installation.command("ACL LOG", &["RESET"]).await;
-        installation.command("ACL SETUSER", &["default", &format!("-{denied}")]).await;
+        installation.command("ACL SETUSER", &[POD_USER, &format!("-{denied}")]).await;
         let (waiting, stopped) = (installation.pod(denied).await, installation.pod("stopped").await);
         installation
             .until("it was denied", async || {
@@ -51,7 +49,7 @@ async fn a_pod_that_starts_while_redis_refuses_begins_when_it_does_no_more() {
             })
             .await;
         stopped.stop().await;
-        installation.command("ACL SETUSER", &["default", &format!("+{denied}")]).await;
+        installation.command("ACL SETUSER", &[POD_USER, &format!("+{denied}")]).await;
         installation.until("ready", async || (waiting.admin("/readyz").await.0 == 200).then_some(())).await;
         waiting.end().await;
     }
@@ -66,7 +64,7 @@ async fn a_slip_in_the_acl_delays_messages_and_costs_none() {
     // Inside a script, and the script itself.
     for (id, denied) in [(1, "hset"), (2, "fcall")] {
         installation.command("ACL LOG", &["RESET"]).await;
-        installation.command("ACL SETUSER", &["default", &format!("-{denied}")]).await;
+        installation.command("ACL SETUSER", &[POD_USER, &format!("-{denied}")]).await;
         installation.job(id, json!({})).await;
         installation.publish("runner.deleted", json!({"id": 100 + id})).await;
         installation
@@ -75,7 +73,7 @@ async fn a_slip_in_the_acl_delays_messages_and_costs_none() {
                 log.contains(denied).then_some(())
             })
             .await;
-        installation.command("ACL SETUSER", &["default", &format!("+{denied}")]).await;
+        installation.command("ACL SETUSER", &[POD_USER, &format!("+{denied}")]).await;
         let lease = runner.assign().await.lease.expect("a lease");
         assert_eq!(lease.job_id, id);
     }
@@ -135,7 +133,7 @@ async fn a_slot_is_free_for_what_is_queued_while_a_full_redis_refuses_the_job_it
     installation.until("the pod waits", async || (empty_takes().await? > before).then_some(())).await;
 
     // Rails cannot publish to a full Redis: the message is there before it is full, and applied only after that.
-    installation.command("ACL SETUSER", &["default", "-fcall"]).await;
+    installation.command("ACL SETUSER", &[POD_USER, "-fcall"]).await;
     let entry = installation.job(2, json!({})).await;
     installation
         .until("the message is read", async || {
@@ -151,7 +149,7 @@ async fn a_slot_is_free_for_what_is_queued_while_a_full_redis_refuses_the_job_it
         })
         .await;
     installation.command("CONFIG SET", &["maxmemory", "1"]).await;
-    installation.command("ACL SETUSER", &["default", "+fcall"]).await;
+    installation.command("ACL SETUSER", &[POD_USER, "+fcall"]).await;
     assert!(installation.in_inbox(&entry).await, "it is refused");
     drop(first);
     let again = tokio::time::timeout(std::time::Duration::from_secs(5), second.assign()).await;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::net::Balancer;
 use crate::support::pods::Installation;
 use crate::support::raw::{self, Raw};
-use crate::support::{instance_lane, job, name};
+use crate::support::{instance_lane, job, name, start_redis};
 use job_router::job::{OfferId, RunnerId};
 use job_router::proto::{self, router_message::Kind as Down};
 use job_router::redis::scripts::Outcome;
@@ -21,12 +21,12 @@ const LONG: Duration = Duration::from_secs(3600);
 
 /// A primary and its replica, which follows it.
 async fn pair() -> (PrivateRedis, PrivateRedis) {
-    let primary = PrivateRedis::start(&PrivateRedisOptions { tcp: true, ..Default::default() }).expect("starts");
+    let primary = start_redis(PrivateRedisOptions { tcp: true, ..Default::default() });
     let url = primary.tcp_url().expect("it listens");
     let port = url.rsplit(':').next().expect("a port");
     let config = vec![format!("replicaof 127.0.0.1 {port}")];
     let options = PrivateRedisOptions { tcp: true, config, ..Default::default() };
-    let replica = PrivateRedis::start(&options).expect("starts");
+    let replica = start_redis(options);
     let redis = Redis::connect(&RedisSettings::new(primary.url())).await.expect("connects");
     let limit = Instant::now() + Duration::from_secs(20);
     while redis.command_at("any", "WAIT", [1_i64.into(), 100_i64.into()]).await.expect("a reply").as_i64().ok()
@@ -180,8 +180,7 @@ async fn a_resumed_runner_goes_on_only_once_a_replica_knows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_lease_runs_out_on_what_was_seen_before_redis_started_anew() {
-    let mut server =
-        PrivateRedis::start(&PrivateRedisOptions { append_only: true, ..Default::default() }).expect("starts");
+    let mut server = start_redis(PrivateRedisOptions { append_only: true, ..Default::default() });
     let mut installation = Installation::new().await;
     installation.config.redis_url = server.url().parse().expect("a URL");
     installation.config.lease = Duration::from_secs(2);

@@ -1,6 +1,7 @@
 //! What the integration tests share: one private Redis per test binary, one instance name per test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod certificates;
 pub mod net;
 pub mod pods;
 pub mod processes;
@@ -18,13 +19,21 @@ use job_router::redis::{
 use job_router::runner::{Lane, Scope};
 use job_router::tags::{Capability, TagSet};
 
-/// The private Redis of this test binary; or another server, by `TEST_REDIS_URL`.
+/// The Redis user of pods, and its password.
+pub const POD_USER: &str = "job-router";
+pub const POD_PASSWORD: &str = "CHANGE-ME";
+
+/// The private Redis of this test binary.
 pub fn redis_url() -> String {
-    if let Ok(url) = std::env::var("TEST_REDIS_URL") {
-        return url;
-    }
     static REDIS: OnceLock<PrivateRedis> = OnceLock::new();
-    REDIS.get_or_init(|| PrivateRedis::start(&PrivateRedisOptions::default()).expect("redis-server starts")).url()
+    REDIS.get_or_init(|| start_redis(PrivateRedisOptions::default())).url()
+}
+
+/// A Redis that has the users of `docs/security.md`, for instances as [`instance`] names them. The test itself may do all.
+pub fn start_redis(mut options: PrivateRedisOptions) -> PrivateRedis {
+    let documented = include_str!("../../docs/security.md").lines().filter(|line| line.starts_with("user "));
+    options.config.extend(documented.map(|line| line.replace("~jr:inbox", "~t*:inbox").replace("jr:*", "t*")));
+    PrivateRedis::start(&options).expect("redis-server starts")
 }
 
 /// An instance name no other test uses.

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{instance, redis_url};
+use super::{POD_PASSWORD, POD_USER, instance, redis_url, start_redis};
 
 /// How long anything may take before a test gives up on it.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -47,6 +47,8 @@ impl Installation {
         let instance = instance();
         let config = Config {
             redis_url: redis_url().parse().expect("a URL"),
+            redis_username: Some(POD_USER.to_owned()),
+            redis_password: Some(POD_PASSWORD.into()),
             inbox_stream: format!("{instance}:inbox"),
             key_prefix: instance,
             drain_timeout: Duration::from_secs(1), // raw runners stay until they are cut
@@ -63,7 +65,7 @@ impl Installation {
     }
 
     pub async fn alone_with(options: PrivateRedisOptions) -> (Self, PrivateRedis) {
-        let server = PrivateRedis::start(&options).expect("redis-server starts");
+        let server = start_redis(options);
         let mut installation = Self::new().await;
         installation.config.redis_url = server.url().parse().expect("a URL");
         installation.redis = Redis::connect(&RedisSettings::new(server.url())).await.expect("connects");
@@ -76,10 +78,10 @@ impl Installation {
     }
 
     pub async fn pod(&self, name: &str) -> TestPod {
-        let mut config = self.config.clone();
-        config.pod_id = Name::new(name).expect("a name");
         let grpc = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let admin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut config = self.config.clone();
+        config.pod_id = Name::new(name).expect("a name");
         let url = format!("http://{}", grpc.local_addr().expect("an address"));
         let admin_url = admin.local_addr().expect("an address").to_string();
         let shutdown = CancellationToken::new();
@@ -259,6 +261,11 @@ impl TestPod {
         let rescues = metrics.lines().find_map(|line| line.strip_prefix("job_router_sweep_rescues_total "));
         assert_eq!(rescues.unwrap_or("0"), "0", "a wake was lost");
         self.stop().await;
+    }
+
+    /// How it ended by itself.
+    pub async fn ended(self) -> anyhow::Result<()> {
+        tokio::time::timeout(LIMIT, self.task).await.expect("ends in time").expect("no panic")
     }
 
     /// As SIGTERM does; waits until it has drained.

@@ -1,6 +1,7 @@
 //! A runner that speaks raw messages: it says what it is told to say, and nothing else.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use job_router::proto::router_message::Kind as Down;
 use job_router::proto::runner_message::Kind as Up;
@@ -119,7 +120,12 @@ impl Raw {
 
     /// The next message, or how the session ended.
     pub async fn next(&mut self) -> Result<Option<Down>, Status> {
-        let message = tokio::time::timeout(LIMIT, self.down.message()).await.expect("a message in time")?;
+        self.next_within(LIMIT).await
+    }
+
+    /// The same, where it may take longer.
+    pub async fn next_within(&mut self, limit: Duration) -> Result<Option<Down>, Status> {
+        let message = tokio::time::timeout(limit, self.down.message()).await.expect("a message in time")?;
         Ok(message.map(|message| message.kind.expect("a kind")))
     }
 

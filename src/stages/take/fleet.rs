@@ -52,7 +52,7 @@ pub(super) type Offered = (SessionId, RunnerId, Name);
 impl Fleet {
     /// Adds a session. Answers the scopes of its class, and the older session of the same manager, if there is one.
     pub(super) fn open(&mut self, opened: Opened, lanes: &[Lanes]) -> (Vec<Scope>, Option<(SessionId, Outbox)>) {
-        let Opened { session, record, system_id, features, slots, outbox } = opened;
+        let Opened { session, record, system_id, features, info, slots, outbox } = opened;
         let id = self.class_of(record.class(&features), lanes);
         let class = self.class_mut(id);
         class.members.insert(session);
@@ -63,6 +63,7 @@ impl Fleet {
             record,
             system_id,
             features,
+            info,
             outbox,
             said_free: slots,
             sent: 0,

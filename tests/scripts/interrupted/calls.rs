@@ -13,6 +13,8 @@ use job_router::runner::{Lane, RunnerRecord, Scope};
 use crate::support::{World, name};
 
 pub const LONG: Duration = Duration::from_secs(3600);
+/// What was told within it is not told again.
+const YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A call of the typed face; some make several calls of scripts, one after the other.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub enum Call {
     Runner(RunnerRecord),
     NoRunner(u64),
     Stuck(Duration, Vec<Finding>),
+    Online(&'static [(u64, &'static str)]),
+    Offline(Duration),
 }
 
 /// A bucket, and why it is stuck, if it is.
@@ -135,6 +139,16 @@ impl Call {
                 partition.stuck(*after, LONG, &verdicts).await?;
                 Vec::new()
             }
+            Self::Online(managers) => {
+                let manager = |(id, system_id): &(u64, &str)| ((RunnerId(*id), name(system_id)), "{}".into());
+                let managers: Vec<_> = managers.iter().map(manager).collect();
+                partition.online(pod, YEARS, &managers).await?;
+                Vec::new()
+            }
+            Self::Offline(silent) => {
+                partition.offline(pod, *silent, 100).await?;
+                Vec::new()
+            }
         };
         Ok(Answer { parts: answer, wakes: Vec::new() })
     }
@@ -164,6 +178,8 @@ impl Call {
             Self::Configure(..) | Self::LaneOrder(..) => "policy",
             Self::Runner(..) | Self::NoRunner(..) => "runner_upsert",
             Self::Stuck(..) => "stuck",
+            Self::Online(_) => "online",
+            Self::Offline(_) => "offline",
         }
     }
 }

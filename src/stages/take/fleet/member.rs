@@ -1,5 +1,7 @@
 //! A session as the take stage has it.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::ClassId;
@@ -14,6 +16,7 @@ pub(super) struct Member {
     pub(super) record: RunnerRecord,
     pub(super) system_id: Name,
     pub(super) features: TagSet,
+    pub(super) info: Arc<str>,
     pub(super) outbox: Outbox,
     /// Free slots as the runner said last.
     pub(super) said_free: u32,

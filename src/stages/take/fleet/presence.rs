@@ -50,7 +50,7 @@ impl Fleet {
         for (runner_id, system_id) in self.touched.left.drain(..left).collect::<Vec<_>>() {
             // One that is back on another session stays.
             if !self.managers.contains_key(&(runner_id, system_id.clone())) {
-                changes.push(Change { runner_id, system_id, seen: None });
+                changes.push(Change { runner_id, system_id, seen: None, info: "".into() });
             }
         }
         let some: Vec<SessionId> = self.touched.sessions.iter().copied().take(CHANGES_MAX - left).collect();
@@ -60,7 +60,7 @@ impl Fleet {
             let (runner_id, system_id) = (member.record.runner_id(), member.system_id.clone());
             // One that a newer session of its manager has replaced is on its way out.
             if self.managers.get(&(runner_id, system_id.clone())) == Some(&session) {
-                changes.push(Change { runner_id, system_id, seen: Some(member.seen()) });
+                changes.push(Change { runner_id, system_id, seen: Some(member.seen()), info: member.info.clone() });
             }
         }
         changes

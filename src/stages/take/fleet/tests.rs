@@ -11,6 +11,7 @@ fn opened(session: SessionId, features: &str, slots: u32) -> Opened {
         record: serde_json::from_value(record).expect("a record"),
         system_id: Name::new(&format!("s_{features}")).expect("a name"),
         features: TagSet::new([features]).expect("a feature"),
+        info: "{}".into(),
         slots,
         outbox: Outbox::for_tests(session),
     }

@@ -12,7 +12,8 @@ use super::{
     Situation, cap_project, cap_tenant, lane, open, queue, run, second, situations, tagged, tagged_lane, take, wait,
 };
 use crate::interrupted::calls::Call::{
-    Configure, Heartbeat, LaneOrder as Order, NoRunner, Pause, Project, Resume, Runner, Stuck, Sweep, Tenant as Payer,
+    Configure, Heartbeat, LaneOrder as Order, NoRunner, Offline, Online, Pause, Project, Resume, Runner, Stuck, Sweep,
+    Tenant as Payer,
 };
 use crate::interrupted::calls::{Finding, LONG};
 use crate::support::{World, job, tags};
@@ -246,6 +247,18 @@ fn by_the_clock() -> Vec<Situation> {
             Stuck(Duration::ZERO, found).make(world).await.expect("finds");
             let told = [(job(1), Some("r")), (second(1), Some("q")), (tagged(job(1)), None)];
             Stuck(Duration::ZERO, stuck(&told))
+        }
+        "managers come, one of which is known": |world| {
+            Online(&[(1, "s_1")]).make(world).await.expect("comes");
+            Online(&[(1, "s_1"), (1, "s_2"), (2, "s_1")])
+        }
+        "managers have gone": |world| {
+            Online(&[(1, "s_1"), (1, "s_2"), (2, "s_1")]).make(world).await.expect("they come");
+            Offline(Duration::ZERO)
+        }
+        "no manager has gone": |world| {
+            Online(&[(1, "s_1")]).make(world).await.expect("comes");
+            Offline(LONG)
         }
     }
 }
