@@ -21,6 +21,7 @@ mod dev;
 mod doctor;
 mod events;
 mod explain;
+mod health;
 mod jobs;
 mod lane_order;
 mod lanes;
@@ -63,6 +64,7 @@ enum Command {
     RunnerAdd(runner_add::Args),
     Runner(Box<runner::Args>),
     Doctor(doctor::Args),
+    Health(health::Args),
     Jobs(jobs::Args),
     Explain(explain::Args),
     Events(events::Args),
@@ -150,6 +152,7 @@ async fn run_tool(command: Command, stop: CancellationToken) -> anyhow::Result<(
         Command::Publish(args) => publish::run(args, stop).await,
         Command::RunnerAdd(args) => runner_add::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Health(args) => health::run(args).await,
         Command::Jobs(args) => jobs::run(args).await,
         Command::Explain(args) => explain::run(args).await,
         Command::Events(args) => events::run(args, stop).await,

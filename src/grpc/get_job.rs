@@ -82,6 +82,7 @@ impl Door {
             match self.calls.let_in(&manager, &caller, &said.info, log_in, || self.place()).await {
                 Ok(()) => break manager,
                 Err(status) if status.code() == Code::Unavailable && Instant::now() < until => {
+                    slot.admitted(); // who waits for Redis must not be cut for it
                     if self.calls.drains_within(jitter(KNOCK_AGAIN, 0.5)).await {
                         return nothing_after(WHILE_DRAINING).await;
                     }

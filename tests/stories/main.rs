@@ -9,6 +9,7 @@ mod explain;
 mod faults;
 mod foreign;
 mod gitlab;
+mod health;
 mod inbox;
 mod jobs;
 mod listing;
