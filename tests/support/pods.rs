@@ -78,7 +78,11 @@ impl Installation {
     }
 
     pub async fn pod(&self, name: &str) -> TestPod {
-        let grpc = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        self.pod_at(name, TcpListener::bind("127.0.0.1:0").await.expect("a port")).await
+    }
+
+    /// One that runners reach at this listener.
+    pub async fn pod_at(&self, name: &str, grpc: TcpListener) -> TestPod {
         let admin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let mut config = self.config.clone();
         config.pod_id = Name::new(name).expect("a name");
