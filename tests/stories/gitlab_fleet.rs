@@ -3,7 +3,7 @@
 
 mod fleet;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use job_router::redis::{PrivateRedisOptions, ReservedPort};
@@ -12,6 +12,8 @@ use tokio::net::TcpListener;
 
 use crate::emulator::{Config, Process};
 use crate::support::pods::{Installation, TestPod};
+use crate::support::processes::PodProcess;
+use crate::support::redis_url;
 use fleet::{Allowed, Fleet, entry, set};
 
 /// Stops them; none has a job any more.
@@ -126,7 +128,63 @@ async fn pods_are_restarted_one_after_the_other_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_is_away_for_twenty_seconds_under_load() {
+async fn a_pod_is_killed_under_load() {
+    let mut installation = set(Installation::new().await);
+    installation.config.gitlab_ack_timeout = Duration::from_secs(2);
+    let stays = installation.pod("stays").await;
+    let config = &installation.config;
+    let flags = [
+        format!("--redis-url={}", redis_url()),
+        format!("--key-prefix={}", config.key_prefix),
+        format!("--inbox-stream={}", config.inbox_stream),
+        "--pod-id=dies".to_owned(),
+        "--gitlab-hold=2s".to_owned(),
+        "--gitlab-ack-timeout=2s".to_owned(),
+    ];
+    let dies = PodProcess::start(&flags, "pod ready");
+    let mut fleet = Fleet::new(installation, &[&stays]);
+    fleet.add_pod(&dies.address);
+    let managers = fleet.managers(10, 2).await;
+    let kill = async {
+        fleet.until_ended(100).await;
+        // It has some of these at any stage.
+        for id in 1_001..=1_020 {
+            fleet.rails.publish(id, &[], ms(50));
+        }
+        drop(dies);
+    };
+    tokio::join!(kill, fleet.publish(1..=400, ms(20), ms(50)));
+    fleet.until_ended(420).await;
+    fleet.judge("1 of 2 pods killed under load", Allowed::default()).await;
+    stop(managers).await;
+    stays.stop().await;
+}
+
+/// Their calls are cancelled at any moment, also while a job is on its way to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn runners_are_restarted_one_after_the_other_under_load() {
+    let mut installation = set(Installation::new().await);
+    installation.config.gitlab_ack_timeout = Duration::from_secs(1);
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    let fleet = Fleet::new(installation, &[&a, &b]);
+    let mut managers = VecDeque::from(fleet.managers(8, 2).await);
+    let restart_all = async {
+        for number in 0..160 {
+            managers.pop_front().expect("there are eight").stop().await;
+            let config = Config { concurrent: 2, ..Config::new(&format!("s_{}", number % 8), vec![entry(1)]) };
+            managers.push_back(fleet.start(config));
+        }
+    };
+    tokio::join!(restart_all, fleet.publish(1..=400, ms(20), ms(50)));
+    fleet.until_ended(400).await;
+    fleet.judge("8 managers restarted 20 times each under load", Allowed::default()).await;
+    stop(managers.into()).await;
+    a.end().await;
+    b.end().await;
+}
+
+/// Twenty seconds without Redis: stopped, so that connections are refused, or frozen, so that nothing answers.
+async fn without_redis(story: &str, frozen: bool) {
     let options = PrivateRedisOptions { append_only: true, ..PrivateRedisOptions::default() };
     let (installation, mut redis) = Installation::alone_with(options).await;
     let mut installation = set(installation);
@@ -137,20 +195,30 @@ async fn redis_is_away_for_twenty_seconds_under_load() {
     let load = fleet.publish(1..=300, ms(100), ms(50));
     let outage = async {
         fleet.until_ended(30).await;
-        redis.stop().expect("stops");
+        if frozen { redis.pause() } else { redis.stop() }.expect("it is away");
         // A process that starts now is known to no pod.
         let new = fleet.start(Config { concurrent: 2, ..Config::new("s_new", vec![entry(1)]) });
         tokio::time::sleep(Duration::from_secs(20)).await;
-        redis.restart().expect("starts");
+        if frozen { redis.resume() } else { redis.restart() }.expect("it is back");
         new
     };
     let ((), new) = tokio::join!(load, outage);
     fleet.until_ended(300).await;
-    fleet.judge("Redis away for 20 s under load", Allowed::default()).await;
+    fleet.judge(story, Allowed::default()).await;
     stop(managers).await;
     new.stop().await;
     a.stop().await;
     b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_stopped_for_twenty_seconds_under_load() {
+    Box::pin(without_redis("Redis stopped for 20 s under load", false)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_frozen_for_twenty_seconds_under_load() {
+    Box::pin(without_redis("Redis frozen for 20 s under load", true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,8 +280,8 @@ async fn runners_that_are_killed_while_their_calls_are_held_take_no_job_with_the
     };
     free(10).await;
     managers.truncate(4);
-    fleet.publish(1..=100, ms(5), ms(20)).await;
-    fleet.until_ended(100).await;
+    fleet.publish(1..=60, ms(100), ms(20)).await;
+    fleet.until_ended(60).await;
     fleet.judge("6 of 10 managers killed", Allowed::default()).await;
     stop(managers).await;
     free(0).await;

@@ -55,6 +55,12 @@ impl Fleet {
         Self { installation, rails, notes: Arc::default(), names, admin }
     }
 
+    /// One more pod, for processes that start from now on.
+    pub fn add_pod(&mut self, address: &str) {
+        let pods = self.names.get_mut(ROUTER).expect("it has its pods");
+        pods.push(address.parse().expect("an address"));
+    }
+
     pub fn start(&self, config: Config) -> Process {
         Process::start(config, &self.admin, &self.names, self.rails.clone(), self.notes.clone())
     }
@@ -127,10 +133,11 @@ impl Fleet {
         waits.sort_unstable();
         let part = |part: f64| waits.get((waits.len() as f64 * part) as usize).copied().unwrap_or_default();
         println!(
-            "{story}: {} jobs, {} answered; publish to response p50 {:.1?}, p99 {:.1?}, max {:.1?}; {} calls, {} empty, failed {:?}; \
+            "{story}: {} jobs, {} answered, {} refused by Rails; publish to response p50 {:.1?}, p99 {:.1?}, max {:.1?}; {} calls, {} empty, failed {:?}; \
              breaker openings {}, unhealthy {}, REST polls {}",
             records.len(),
             waits.len(),
+            records.values().map(|job| job.refused).sum::<u32>(),
             part(0.5),
             part(0.99),
             waits.last().copied().unwrap_or_default(),
