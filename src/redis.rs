@@ -48,7 +48,7 @@ pub use presence::{Change, FLEET_TTL, Presence};
 pub use private::{PrivateRedis, PrivateRedisError, PrivateRedisOptions, ReservedPort};
 pub use reader::{BLOCK_MAX, ReadFrom, Reader};
 pub use reply::{Arg, Entry, Reply};
-pub use runners::Runners;
+pub use runners::{NO_CHANGE, Runners};
 pub use script::{Library, Script};
 pub use settings::{COMMAND_TIMEOUT, RedisSettings};
 pub use stuck::{BucketKind, BucketPage, StuckReason, Verdict};

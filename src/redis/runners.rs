@@ -10,6 +10,9 @@ use super::{Arg, Entry, Reader, Redis, RedisError};
 use crate::job::RunnerId;
 use crate::runner::RunnerRecord;
 
+/// What stands for the newest change before the first.
+pub const NO_CHANGE: &str = "0-0";
+
 /// The runner registry.
 #[derive(Clone)]
 pub struct Runners {
@@ -66,12 +69,12 @@ impl Runners {
         Ok((ids.collect(), next))
     }
 
-    /// The newest entry of the change log; `0-0` before the first.
+    /// The newest entry of the change log; [`NO_CHANGE`] before the first.
     pub async fn last_change(&self) -> Result<String, RedisError> {
         let stream = format!("{}changes", self.prefix);
         let args = [Arg::from(stream), "+".into(), "-".into(), "COUNT".into(), "1".into()];
         let entries = self.redis.command("XREVRANGE", args).await?.into_entries()?;
-        Ok(entries.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone()))
+        Ok(entries.first().map_or_else(|| NO_CHANGE.to_owned(), |entry| entry.id.clone()))
     }
 
     async fn store(&self, id: RunnerId, version: &str, token: &str, record: String) -> Result<Outcome, RedisError> {

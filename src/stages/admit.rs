@@ -1,7 +1,8 @@
 //! admit: lets a runner in, and the jobs it holds from an earlier session with it.
 //!
 //! In: [`Knock`]s. Out: `Welcome` or a status to the runner, [`Opened`] to the take stage. Refused: unknown token
-//! (UNAUTHENTICATED, said the same way for a deleted runner's), Redis away or pod draining (UNAVAILABLE).
+//! (UNAUTHENTICATED, said the same way for a deleted runner's), Redis away or pod draining (UNAVAILABLE), and to a GitLab Runner also
+//! that Redis may have lost its token.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tonic::Status;
 use tracing::{debug, info, warn};
 
 use super::{BATCH, Opened, Pod, ToTake, Undone, at_most_the_grace, between, by_partition};
-use crate::grpc::{Closed, Hello, Knock};
+use crate::grpc::{Closed, Door, Hello, Knock};
 use crate::job::Lease;
 use crate::proto;
 use crate::redis::scripts::Outcome;
@@ -59,6 +60,11 @@ async fn admit(pod: &Pod, knock: Knock, take: &mpsc::Sender<ToTake>, closed: &mp
         // Its jobs stay where they are: it may have brought them along on a newer session by now.
         Ok(Some(_)) if answer.is_closed() => return,
         Ok(Some(record)) => resume(pod, &hello.running, take).await.map(|resumed| (record, resumed)),
+        // A GitLab Runner that is refused three times asks nobody for an hour: it is not, for what Redis has lost.
+        Ok(None) if outbox.door() == Door::GitLab && pod.may_lack_runners().await.unwrap_or(true) => {
+            answer.refuse(Status::unavailable("runners are not known yet; retry with back-off"));
+            return;
+        }
         Ok(None) => {
             debug!(system_id = %hello.system_id, "runner refused");
             answer.unknown_token();

@@ -4,6 +4,7 @@
 //! there may well be running here: so whoever finds one not known looks at the name before a runner is told to stop.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use tracing::{info, warn};
 
@@ -11,12 +12,16 @@ use super::{BATCH, Pod, Undone, revoked};
 use crate::config::{GroupLaneOrder, PriorityReach};
 use crate::job::Lease;
 use crate::redis::scripts::Outcome;
-use crate::redis::{Empty, Heartbeat, LaneOrder, RedisError, Remembered};
+use crate::redis::{Empty, Heartbeat, LaneOrder, NO_CHANGE, RedisError, Remembered};
 use crate::stages::MAIL_TTL;
 use crate::telemetry::metrics;
 
 /// The names of the partitions as this pod knows them; '' before it has joined.
-pub struct Instances(Box<[Instance]>);
+pub struct Instances {
+    partitions: Box<[Instance]>,
+    /// When one was seen last to have lost its data.
+    lost: Mutex<Option<Instant>>,
+}
 
 #[derive(Default)]
 struct Instance {
@@ -38,11 +43,11 @@ pub struct Seen {
 impl Instances {
     /// Of so many partitions.
     pub fn new(partitions: u16) -> Self {
-        Self((0..partitions).map(|_| Instance::default()).collect())
+        Self { partitions: (0..partitions).map(|_| Instance::default()).collect(), lost: Mutex::default() }
     }
 
     fn of(&self, number: u16) -> &Instance {
-        &self.0[usize::from(number)]
+        &self.partitions[usize::from(number)]
     }
 }
 
@@ -75,6 +80,14 @@ impl Pod {
         if self.seen(number).known == before.known { Ok(()) } else { self.reassert(number).await }
     }
 
+    /// Whether a token that no runner has may be one that Redis has lost: no runner was ever told of, or Redis was seen to have lost
+    /// its data so lately that Rails may still be telling of them.
+    pub async fn may_lack_runners(&self) -> Result<bool, RedisError> {
+        let lost = *self.instances.lost.lock().expect("nobody panics with it");
+        let is_told_again = lost.is_some_and(|at| at.elapsed() < self.config.rebuild_hold());
+        Ok(is_told_again || self.runners.last_change().await? == NO_CHANGE)
+    }
+
     /// Says that this pod lives.
     pub async fn heartbeat(&self, number: u16, mail_read: &str) -> Result<Heartbeat, RedisError> {
         let partition = &self.partitions[usize::from(number)];
@@ -96,6 +109,7 @@ impl Pod {
             info!(partition = number, instance, "redis known");
         } else {
             metrics().redis_data_losses_total.increment(1);
+            *self.instances.lost.lock().expect("nobody panics with it") = Some(Instant::now());
             warn!(
                 partition = number,
                 instance,

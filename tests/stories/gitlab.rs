@@ -357,3 +357,25 @@ async fn rails_is_told_that_an_idle_runner_is_there() {
     pod.end().await;
     other.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_has_lost_its_runners_refuses_none_until_rails_has_told_of_them() {
+    let (mut installation, _server) = Installation::alone().await;
+    installation.config.rebuild_hold = Some(Duration::from_secs(3));
+    let (installation, pod, channel) = with(installation).await;
+    let before = call(&channel, 1, "s_1");
+    until_free(&installation, &pod, 1).await;
+    installation.command("FLUSHALL", &[]).await;
+    installation.until_events("redis.empty", 1).await;
+    let (since, known, nobody) = (Instant::now(), call(&channel, 1, "s_2"), call(&channel, 2, "s_1"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!known.is_finished() && !nobody.is_finished());
+    installation.register(1, json!({})).await;
+    until_free(&installation, &pod, 2).await;
+    // For a while longer, as it may not be told of all yet.
+    let nobody = tokio::time::timeout(Duration::from_secs(10), nobody).await.expect("in time").expect("no panic");
+    assert_eq!(nobody.expect_err("no runner has this token").code(), Code::PermissionDenied);
+    assert!(since.elapsed() > Duration::from_secs(2), "{:?}", since.elapsed());
+    assert!(!before.is_finished() && !known.is_finished());
+    pod.kill().await;
+}

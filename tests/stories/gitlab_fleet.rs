@@ -305,3 +305,26 @@ async fn a_cancel_reaches_a_runner_through_rails() {
     stop(managers).await;
     pod.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_loses_its_data_and_no_runner_is_refused_until_rails_has_told_of_it_again() {
+    let (installation, _redis) = Installation::alone().await;
+    let installation = set(installation);
+    let (a, b) = (installation.pod("a").await, installation.pod("b").await);
+    let fleet = Fleet::new(installation, &[&a, &b]);
+    let managers = fleet.managers(10, 2).await;
+    fleet.installation.until("all have called", async || (fleet.notes.read().calls >= 10).then_some(())).await;
+    fleet.installation.command("FLUSHALL", &[]).await;
+    fleet.installation.until_events("redis.empty", 1).await;
+    // Known to no pod, and its calls come five times a second.
+    let new = fleet.start(Config { concurrent: 2, ..Config::new("s_new", vec![entry(1)]) });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    fleet.installation.register(1, json!({})).await;
+    fleet.publish(1..=100, ms(20), ms(50)).await;
+    fleet.until_ended(100).await;
+    fleet.judge("Redis lost its data", Allowed::default()).await;
+    stop(managers).await;
+    new.stop().await;
+    a.stop().await;
+    b.stop().await;
+}
