@@ -34,6 +34,7 @@ pub use redis_url::RedisUrl;
 pub use sources::{OTHER_VARIABLES, RUNNER_TOKEN_FILE, RUNNER_URL, flags};
 
 use read::FromValue;
+pub use read::read_secret;
 use shape::Value;
 
 macro_rules! settings {
@@ -168,6 +169,8 @@ settings! {
     max_streams_per_connection: usize,
     /// The most sessions of this pod.
     max_sessions: usize,
+    /// Those of them with one token.
+    max_sessions_per_token: usize,
     /// The most free slots of one session.
     max_slots_per_session: u32,
     /// The largest message from a runner.

@@ -23,9 +23,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::grpc::{self, Doors, Tls, TlsFiles};
-use crate::redis::{Keys, Partition, RedisSettings, Runners};
+use crate::redis::{Keys, Partition, Password, RedisSettings, Runners};
 use crate::stages::held::Held;
 use crate::stages::instance::Instances;
 use crate::stages::sessions::Sessions;
@@ -227,12 +227,18 @@ pub fn redis_settings(config: &Config) -> anyhow::Result<RedisSettings> {
     Ok(RedisSettings {
         command_timeout: config.redis_command_timeout,
         username: config.redis_username.clone(),
-        password: config.read_redis_password().context("cannot read the password file of Redis")?,
+        password: password(config).context("cannot read the password file of Redis")?,
         ca_file: config.redis_ca_file.clone(),
         identity: config.redis_cert_file.clone().zip(config.redis_key_file.clone()),
         replicas: config.require_replicas,
         ..RedisSettings::new(config.redis_url.expose())
     })
+}
+
+fn password(config: &Config) -> std::io::Result<Option<Password>> {
+    let Some(now) = config.read_redis_password()? else { return Ok(None) };
+    let Some(path) = config.redis_password_file.clone() else { return Ok(Some(now.into())) };
+    Ok(Some(Password::read_by(move || config::read_secret(&path))))
 }
 
 fn limits(config: &Config) -> grpc::Limits {
@@ -241,6 +247,7 @@ fn limits(config: &Config) -> grpc::Limits {
         max_connections_per_address: config.max_connections_per_address,
         max_streams_per_connection: config.max_streams_per_connection,
         max_sessions: config.max_sessions,
+        max_sessions_per_token: config.max_sessions_per_token,
         max_slots_per_session: config.max_slots_per_session,
         message_max_bytes: config.message_max_bytes,
         hello_timeout: config.hello_timeout,

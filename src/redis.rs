@@ -20,6 +20,7 @@ mod keys;
 mod link;
 mod listing;
 mod partition;
+mod password;
 mod pauses;
 mod policy;
 mod presence;
@@ -42,6 +43,7 @@ pub use partition::{
     Due, Empty, Expired, FannedOut, HandOver, Heartbeat, Look, Mail, Manager, Offer, Partition, PassedOver, Record,
     Remembered, Renewed, Report, Return, Started, Taken, TakenJob, Terms,
 };
+pub use password::Password;
 pub use pauses::{Over, Resumed};
 pub use policy::{LaneOrder, Policy};
 pub use presence::{Change, FLEET_TTL, Presence};

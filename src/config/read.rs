@@ -86,7 +86,7 @@ pub(super) fn new_pod_id(host: &str) -> Name {
 }
 
 /// The secret in a file, without the line end.
-pub(super) fn read_secret(path: &Path) -> std::io::Result<SecretString> {
+pub fn read_secret(path: &Path) -> std::io::Result<SecretString> {
     let mut text = String::new();
     std::fs::File::open(path)?.take(SECRET_MAX_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > SECRET_MAX_BYTES {

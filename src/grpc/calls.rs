@@ -24,6 +24,8 @@ use crate::telemetry::metrics;
 
 /// How long a session stays when it holds no call: between two calls, and while its manager has all it may run.
 const LINGERS: Duration = Duration::from_secs(60);
+/// The same where its last call was canceled: its manager has stopped.
+const LINGERS_AFTER_CANCEL: Duration = Duration::from_secs(5);
 /// How long a call is held that comes while the pod sends its runners away: it shall not come again at once, nor be cut with the
 /// server, which ends a second after the last session.
 pub(super) const WHILE_DRAINING: Duration = Duration::from_millis(500);
@@ -75,6 +77,8 @@ struct Held {
     untold: bool,
     /// Since when there is no call.
     idle_since: Option<Instant>,
+    /// The last one did not wait for its answer, or there was none yet.
+    canceled: bool,
 }
 
 /// What a call is told.
@@ -215,7 +219,8 @@ impl Session {
     fn stays(&self) -> bool {
         let held = self.held.lock();
         let is_used = !held.waiting.is_empty() || held.unsure > 0;
-        let idle = held.idle_since.is_some_and(|since| since.elapsed() >= LINGERS);
+        let lingers = if held.canceled { LINGERS_AFTER_CANCEL } else { LINGERS };
+        let idle = held.idle_since.is_some_and(|since| since.elapsed() >= lingers);
         !self.has_ended() && (is_used || !held.draining && !idle)
     }
 
@@ -232,7 +237,7 @@ impl Session {
             let _ = told.send(Word::Nothing(WHILE_DRAINING));
         } else {
             held.waiting.push_back((number, told));
-            held.idle_since = None;
+            (held.idle_since, held.canceled) = (None, false);
             self.tell(&mut held);
         }
         Some(Call { session: self, number, word })
@@ -263,7 +268,7 @@ impl Drop for Session {
 
 impl HeldCalls {
     fn new() -> Self {
-        Self(Mutex::new(Held { idle_since: Some(Instant::now()), ..Held::default() }))
+        Self(Mutex::new(Held { idle_since: Some(Instant::now()), canceled: true, ..Held::default() }))
     }
 
     /// A message for the session. False: a job that no call is there for.
@@ -335,6 +340,10 @@ impl Call<'_> {
 /// The caller has gone: a job that was on its way to it goes back.
 impl Drop for Call<'_> {
     fn drop(&mut self) {
+        {
+            let mut held = self.session.held.lock();
+            held.canceled |= held.waiting.iter().any(|(number, _)| *number == self.number);
+        }
         if let Some(Word::Job(assign)) = self.leave()
             && let Ok(lease) = convert::lease("assign.lease", assign.lease.as_ref())
         {

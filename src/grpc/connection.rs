@@ -198,6 +198,24 @@ impl Drop for StreamSlot {
 
 // === impl Connection ===
 
+impl Connection {
+    /// Bytes can go through. Whatever the server waits for, it comes by here, and so is woken when the time is over: it writes before
+    /// it reads, and waits with both for TLS.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut dyn Io>>> {
+        if let Some(deadline) = &mut self.deadline {
+            if self.peer.0.admitted.load(Ordering::Relaxed) {
+                self.deadline = None;
+            } else if deadline.as_mut().poll(cx).is_ready() {
+                self.deadline = None;
+                self.transport = Transport::Failed;
+                metrics().refused_total.of(Limit::HelloTimeout).increment(1);
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        self.transport.poll_ready(cx)
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
@@ -208,26 +226,17 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if let Some(deadline) = &mut this.deadline {
-            if this.peer.0.admitted.load(Ordering::Relaxed) {
-                this.deadline = None;
-            } else if deadline.as_mut().poll(cx).is_ready() {
-                metrics().refused_total.of(Limit::HelloTimeout).increment(1);
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-        }
-        ready!(this.transport.poll_ready(cx))?.poll_read(cx, buf)
+        ready!(self.poll_ready(cx))?.poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.transport.poll_ready(cx))?.poll_write(cx, data)
+        ready!(self.poll_ready(cx))?.poll_write(cx, data)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.transport.poll_ready(cx))?.poll_flush(cx)
+        ready!(self.poll_ready(cx))?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -242,7 +251,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.transport.poll_ready(cx))?.poll_write_vectored(cx, data)
+        ready!(self.poll_ready(cx))?.poll_write_vectored(cx, data)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -12,7 +12,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Request, Response, Status};
 
 use super::calls::{Caller, WHILE_DRAINING};
-use super::connection::Peer;
+use super::connection::{Peer, StreamSlot};
 use super::info::Info;
 use super::log_in::LogIn;
 use super::server::{Door, token_sha256};
@@ -29,6 +29,8 @@ const NO_SYSTEM_ID: &str = "legacy";
 /// While Redis is away a call that cannot be let in is held too, and tried again once in so long. Three quick errors would send its
 /// process to Rails for half a minute.
 const KNOCK_AGAIN: Duration = Duration::from_millis(500);
+/// How long it may take to let a caller in before that is our doing.
+const SLOW: Duration = Duration::from_secs(1);
 /// How long a call is held that is one too many: it shall not come again at once.
 const TOO_MANY: Duration = Duration::from_secs(1);
 
@@ -79,10 +81,11 @@ impl Door {
         let manager = loop {
             let log_in = LogIn::new(&self.failures, peer.address(), &caller.token_sha256);
             let manager = self.calls.manager(&caller);
-            match self.calls.let_in(&manager, &caller, &said.info, log_in, || self.place()).await {
+            let place = || self.place(&caller.token_sha256);
+            match patiently(&slot, self.calls.let_in(&manager, &caller, &said.info, log_in, place)).await {
                 Ok(()) => break manager,
                 Err(status) if status.code() == Code::Unavailable && Instant::now() < until => {
-                    slot.admitted(); // who waits for Redis must not be cut for it
+                    slot.admitted();
                     if self.calls.drains_within(jitter(KNOCK_AGAIN, 0.5)).await {
                         return nothing_after(WHILE_DRAINING).await;
                     }
@@ -93,6 +96,18 @@ impl Door {
         slot.admitted();
         let hold = until.saturating_duration_since(Instant::now());
         manager.hold(hold, self.limits.max_slots_per_session).await.map_err(|_| denied())
+    }
+}
+
+/// Who waits for Redis, or for its turn, must not be cut for it: from here on we are slow, and not the caller.
+async fn patiently<T>(slot: &StreamSlot, let_in: impl Future<Output = T>) -> T {
+    let mut let_in = std::pin::pin!(let_in);
+    match tokio::time::timeout(SLOW, &mut let_in).await {
+        Ok(told) => told,
+        Err(_) => {
+            slot.admitted();
+            let_in.await
+        }
     }
 }
 

@@ -9,8 +9,9 @@ use crate::tags::{TAG_MAX_BYTES, TAGS_MAX, TagSet};
 
 /// The longest version that is kept, in bytes.
 const VERSION_MAX_BYTES: usize = 64;
-/// The largest `info` that Rails is told, in bytes of JSON. Real ones have about 1.5 KiB.
-const FOR_RAILS_MAX_BYTES: usize = 8 << 10;
+/// The largest `info` that Rails is told, in bytes of JSON, and how deep it may be. Real ones have about 1.5 KiB, in three levels.
+const FOR_RAILS_MAX_BYTES: usize = 4 << 10;
+const FOR_RAILS_MAX_DEPTH: usize = 8;
 
 /// The whole of it, as it came.
 #[derive(Debug, Default, Deserialize)]
@@ -43,14 +44,31 @@ impl Info {
         TagSet::new(able).expect("within the limits")
     }
 
-    /// All of it, as a JSON object; of one that is too large the version.
+    /// All of it, as a JSON object; the version alone of one that is too large, or that not every reader of JSON takes.
     pub(super) fn for_rails(&self) -> Arc<str> {
+        let is_plain = self.0.iter().all(|(name, value)| is_plain_text(name) && is_plain(value, FOR_RAILS_MAX_DEPTH));
         let all = serde_json::to_string(&self.0).expect("it is JSON");
-        if all.len() <= FOR_RAILS_MAX_BYTES {
+        if is_plain && all.len() <= FOR_RAILS_MAX_BYTES {
             return all.into();
         }
         serde_json::json!({ "version": self.version() }).to_string().into()
     }
+}
+
+/// Not deep, and without a zero character, which databases refuse.
+fn is_plain(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::String(text) => is_plain_text(text),
+        Value::Array(items) => levels > 0 && items.iter().all(|item| is_plain(item, levels - 1)),
+        Value::Object(members) => {
+            levels > 0 && members.iter().all(|(name, value)| is_plain_text(name) && is_plain(value, levels - 1))
+        }
+        _ => true,
+    }
+}
+
+fn is_plain_text(text: &str) -> bool {
+    !text.contains('\0')
 }
 
 #[cfg(test)]
@@ -77,6 +95,10 @@ mod tests {
         let long = format!(r#"{{"version":"{}","x":"{}"}}"#, "π".repeat(100), "x".repeat(FOR_RAILS_MAX_BYTES));
         assert!(info(&long).version().len() <= VERSION_MAX_BYTES);
         assert!(info(&long).for_rails().len() < 100);
+        let deep = format!(r#"{{"version":"1","x":{}{}}}"#, "[".repeat(100), "]".repeat(100));
+        for not_plain in [deep.as_str(), r#"{"version":"1","x":"a\u0000"}"#, r#"{"version":"1","\u0000":1}"#] {
+            assert_eq!(&*info(not_plain).for_rails(), r#"{"version":"gitlab-runner 1"}"#);
+        }
         for odd in ["{}", r#"{"version":7,"features":"all"}"#] {
             assert_eq!((info(odd).version(), info(odd).features()), ("gitlab-runner ".to_owned(), TagSet::default()));
         }

@@ -49,7 +49,7 @@ impl Failures {
         Self { of_address: Tries::new(per_minute), of_token: Tries::new(per_minute), known: Mutex::default() }
     }
 
-    /// Counts a log-in without a token.
+    /// Counts a log-in without a token, or without a Hello.
     pub(super) fn count(&self, address: IpAddr) {
         metrics().auth_failures_total.increment(1);
         self.of_address.use_one(address);
@@ -118,6 +118,11 @@ impl LogIn {
         if known.len().is_power_of_two() {
             known.retain(|_, at| at.elapsed() < KNOWN_FOR); // tokens that were changed, now and then
         }
+    }
+
+    /// It did not say who it is, in time or at all.
+    pub(super) fn unheard(self) {
+        self.failures.count(self.address);
     }
 
     pub(super) fn failed(self) {

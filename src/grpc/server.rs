@@ -1,9 +1,9 @@
 //! The gRPC server: who may try to open a session, and how often.
 
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -50,6 +50,8 @@ pub struct Limits {
     pub max_streams_per_connection: usize,
     /// Streams in all.
     pub max_sessions: usize,
+    /// Those of them with one token.
+    pub max_sessions_per_token: usize,
     /// Slots of one session.
     pub max_slots_per_session: u32,
     /// Bytes of one message from a runner.
@@ -125,26 +127,45 @@ pub(super) struct Door {
     pub(super) limits: Limits,
     doors: Doors,
     pub(super) calls: Calls,
-    sessions: Arc<AtomicUsize>,
+    sessions: Arc<Mutex<Sessions>>,
     pub(super) failures: Arc<Failures>,
 }
 
-/// A place among `max_sessions`, free again when dropped.
-pub(super) struct Place(Arc<AtomicUsize>);
+/// How many sessions there are, admitted or not.
+#[derive(Default)]
+struct Sessions {
+    all: usize,
+    by_token: HashMap<String, usize>,
+}
+
+/// A place among them, free again when dropped.
+pub(super) struct Place {
+    sessions: Arc<Mutex<Sessions>>,
+    token_sha256: String,
+}
 
 type Messages = Pin<Box<dyn Stream<Item = Result<RouterMessage, Status>> + Send>>;
 
 // === impl Door ===
 
 impl Door {
-    pub(super) fn place(&self) -> Result<Place, Status> {
-        let before = self.sessions.fetch_add(1, Ordering::Relaxed);
-        let place = Place(self.sessions.clone());
-        if before < self.limits.max_sessions {
-            return Ok(place);
+    /// A place for one more session with this token.
+    pub(super) fn place(&self, token_sha256: &str) -> Result<Place, Status> {
+        let refuse = |limit: Limit, max: usize, whose: &str| {
+            metrics().refused_total.of(limit).increment(1);
+            Err(Status::resource_exhausted(format!("{whose} has {max} sessions at this pod, all it may; retry")))
+        };
+        let mut sessions = self.sessions.lock().expect("nobody panics with it");
+        let with_it = sessions.by_token.get(token_sha256).copied().unwrap_or_default();
+        let Limits { max_sessions, max_sessions_per_token, .. } = self.limits;
+        if sessions.all >= max_sessions {
+            return refuse(Limit::Sessions, max_sessions, "everybody");
+        } else if with_it >= max_sessions_per_token {
+            return refuse(Limit::SessionsPerToken, max_sessions_per_token, "this token");
         }
-        metrics().refused_total.of(Limit::Sessions).increment(1);
-        Err(Status::resource_exhausted(format!("the pod has {} sessions, all it may; retry", self.limits.max_sessions)))
+        sessions.all += 1;
+        sessions.by_token.insert(token_sha256.to_owned(), with_it + 1);
+        Ok(Place { sessions: self.sessions.clone(), token_sha256: token_sha256.to_owned() })
     }
 }
 
@@ -157,7 +178,6 @@ impl RunnerService for Door {
         let address = peer.address();
         let token = token_sha256(request.metadata());
         self.failures.check(address, token.as_deref().ok())?;
-        let place = self.place()?;
         let max_streams = self.limits.max_streams_per_connection;
         let slot = peer.open_stream(max_streams).ok_or_else(|| {
             Status::resource_exhausted(format!("the connection has {max_streams} streams, all it may"))
@@ -169,6 +189,7 @@ impl RunnerService for Door {
                 return Err(status);
             }
         };
+        let place = self.place(&token_sha256)?;
         let caller = Caller {
             log_in: LogIn::new(&self.failures, address, &token_sha256),
             token_sha256,
@@ -189,7 +210,14 @@ impl RunnerService for Door {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut sessions = self.sessions.lock().expect("nobody panics with it");
+        sessions.all -= 1;
+        if let Some(with_it) = sessions.by_token.get_mut(&self.token_sha256) {
+            *with_it -= 1;
+            if *with_it == 0 {
+                sessions.by_token.remove(&self.token_sha256);
+            }
+        }
     }
 }
 

@@ -176,13 +176,14 @@ pub(super) fn messages(caller: Caller) -> impl Stream<Item = Result<RouterMessag
 
 async fn admit(caller: Caller) -> Result<(Session, Welcome), Status> {
     let Caller { token_sha256, mut inbound, doors, hello_timeout, slots_max, slot, log_in } = caller;
-    let first = tokio::time::timeout(hello_timeout, inbound.message()).await;
-    let late = |_| {
+    let Ok(first) = tokio::time::timeout(hello_timeout, inbound.message()).await else {
+        log_in.unheard();
         metrics().refused_total.of(Limit::HelloTimeout).increment(1);
-        Status::deadline_exceeded(format!("no Hello within {} ms", hello_timeout.as_millis()))
+        return Err(Status::deadline_exceeded(format!("no Hello within {} ms", hello_timeout.as_millis())));
     };
-    let first = first.map_err(late)?.inspect_err(count_too_large)?.and_then(|message| message.kind);
+    let first = first.inspect_err(count_too_large)?.and_then(|message| message.kind);
     let Some(runner_message::Kind::Hello(hello)) = first else {
+        log_in.unheard();
         return Err(Status::invalid_argument("the first message must be Hello"));
     };
     let hello = convert::hello(&hello, slots_max)?;

@@ -1,15 +1,17 @@
 //! Where Redis is and how to log in, and the same in the library's words.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fred::rustls::pki_types::pem::PemObject;
 use fred::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use fred::rustls::{ClientConfig, RootCertStore};
 use fred::types::config::{ClusterDiscoveryPolicy, Config, ConnectionConfig, ReconnectError, TcpConfig, TlsConnector};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
-use super::RedisError;
+use super::password::LogIn;
+use super::{Password, RedisError};
 
 /// How long a call may take before it counts as a timeout, unless the settings say otherwise.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,7 +30,7 @@ pub struct RedisSettings {
     /// The ACL user; wins over one in the URL.
     pub username: Option<String>,
     /// Its password; wins over one in the URL.
-    pub password: Option<SecretString>,
+    pub password: Option<Password>,
     /// PEM file with the certificate authorities to trust instead of the system's; for `rediss` only.
     pub ca_file: Option<PathBuf>,
     /// PEM files with the certificate to show and its key; for `rediss` only.
@@ -97,7 +99,14 @@ pub(super) fn config(settings: &RedisSettings) -> Result<Config, RedisError> {
         config.username = Some(username.clone());
     }
     if let Some(password) = &settings.password {
-        config.password = Some(password.expose_secret().to_owned());
+        // The library would log in with it at sentinels too, which have passwords of their own.
+        if config.server.is_sentinel() {
+            let unread = |error| RedisError::Settings(format!("the password cannot be read: {error}"));
+            config.password = Some(password.read().map_err(unread)?.expose_secret().to_owned());
+        } else {
+            let username = config.username.clone();
+            config.credential_provider = Some(Arc::new(LogIn { username, password: password.clone() }));
+        }
     }
     Ok(config)
 }

@@ -5,7 +5,7 @@
 //! after the last word; and by the scripts `online` and `offline` events for Rails. Nobody decides by any of it about a job, so a word
 //! that fails is not repeated at once: with the next one all is told again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,10 +29,18 @@ type Connected = HashMap<Manager, (Seen, Arc<str>)>;
 /// What Rails hears.
 struct Rails {
     pod: Pod,
+    /// Managers it has not heard of yet.
+    new: VecDeque<Manager>,
     /// When to say of all again that they are connected.
     all_again_at: Instant,
     /// Since when all was said that was to be said, so that who is not heard of is not there.
     whole_since: Option<Instant>,
+}
+
+/// What the other pods were told.
+enum Told {
+    News,
+    All,
 }
 
 /// Tells until the pod has stopped.
@@ -48,15 +56,21 @@ pub async fn run(pod: Pod, mut changes: mpsc::Receiver<Vec<Change>>) {
         };
         let (news, new) = news(&mut connected, changed);
         let said = if std::mem::take(&mut all_again) {
-            tell_all(&pod, &presence, &connected).await
+            tell_all(&pod, &presence, &connected).await.map(|()| Told::All)
         } else {
             say(&pod, &presence, &connected, &news).await
         };
-        if let Err(error) = said {
-            debug!(%error, "presence not told; all of it is, with the next word");
-            all_again = true;
+        match said {
+            Ok(Told::News) => {}
+            // Redis lost it perhaps, and with it what Rails was told.
+            Ok(Told::All) => rails.all_again_at = Instant::now(),
+            Err(error) => {
+                debug!(%error, "presence not told; all of it is, with the next word");
+                all_again = true;
+            }
         }
-        rails.tell(&connected, new).await;
+        rails.new.extend(new);
+        rails.tell(&connected).await;
     }
     if let Err(error) = presence.forget(&pod.name).await {
         debug!(%error, "presence not taken back; it expires");
@@ -83,15 +97,15 @@ fn news(connected: &mut Connected, changed: Vec<Change>) -> (Vec<Change>, Vec<Ma
     (news, new)
 }
 
-async fn say(pod: &Pod, presence: &Presence, connected: &Connected, news: &[Change]) -> Result<(), RedisError> {
+async fn say(pod: &Pod, presence: &Presence, connected: &Connected, news: &[Change]) -> Result<Told, RedisError> {
     // The word before is gone: Redis lost it, or was away for long.
     if !presence.keep(&pod.name).await? {
-        return tell_all(pod, presence, connected).await;
+        return tell_all(pod, presence, connected).await.map(|()| Told::All);
     }
     for page in news.chunks(PAGE) {
         presence.tell(&pod.name, page).await?;
     }
-    Ok(())
+    Ok(Told::News)
 }
 
 async fn tell_all(pod: &Pod, presence: &Presence, connected: &Connected) -> Result<(), RedisError> {
@@ -112,11 +126,12 @@ async fn tell_all(pod: &Pod, presence: &Presence, connected: &Connected) -> Resu
 
 impl Rails {
     fn new(pod: Pod) -> Self {
-        Self { pod, all_again_at: Instant::now(), whole_since: None }
+        Self { pod, new: VecDeque::new(), all_again_at: Instant::now(), whole_since: None }
     }
 
-    /// Tells of managers that are new, and from time to time of all; then also of those that are gone.
-    async fn tell(&mut self, connected: &Connected, new: Vec<Manager>) {
+    /// Tells of managers that are new, a page each time, so that one that invents managers writes only so much; and from time to time
+    /// of all, and of those that are gone.
+    async fn tell(&mut self, connected: &Connected) {
         let now = Instant::now();
         let every = self.pod.config.offline_after / WORDS;
         let all = now >= self.all_again_at;
@@ -126,9 +141,16 @@ impl Rails {
         }
         let said = if all {
             self.all_again_at = now + jitter(every, 0.1);
-            self.online(connected.keys().cloned().collect(), connected).await
+            let new: HashSet<_> = self.new.iter().collect();
+            let known = connected.keys().filter(|manager| !new.contains(manager)).cloned().collect();
+            self.online(known, connected).await
         } else {
-            self.online(new, connected).await
+            Ok(())
+        };
+        let page: Vec<_> = self.new.drain(..self.new.len().min(PAGE)).collect();
+        let said = match self.online(page, connected).await {
+            Ok(()) => said,
+            failed => failed,
         };
         let told = match said {
             Ok(()) if all => self.offline(now).await,

@@ -70,6 +70,7 @@ labels! {
         ConnectionsPerAddress = "connections_per_address",
         StreamsPerConnection = "streams_per_connection",
         Sessions = "sessions",
+        SessionsPerToken = "sessions_per_token",
         SlotsPerSession = "slots_per_session",
         HelloTimeout = "hello_timeout",
         MessageBytes = "message_bytes",

@@ -19,6 +19,7 @@ use super::runner::ManagerProcess;
 use super::runner::SLOTS;
 use super::servers::{Servers, Topology};
 use crate::support::processes::PodProcess;
+use crate::support::{POD_PASSWORD, POD_USER};
 
 const PODS: usize = 3;
 const MANAGERS: usize = 6;
@@ -133,6 +134,8 @@ impl Rig {
         let url = self.servers.lock().expect("no panic").url(&self.back[at].address);
         let flags = [
             format!("--redis-url={url}"),
+            format!("--redis-username={POD_USER}"),
+            format!("--redis-password={POD_PASSWORD}"),
             format!("--pod-id=pod-{at}-{generation}"),
             format!("--require-replicas={}", self.topology.replicas()),
             "--redis-command-timeout=1s".to_owned(),

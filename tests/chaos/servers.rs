@@ -9,6 +9,7 @@ use sentinel::{SERVICE, Sentinel};
 
 use super::clocks::{Clock, Clocks};
 use super::history::pause;
+use crate::support::documented_users;
 
 /// How the servers stand to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +140,7 @@ impl Servers {
     }
 
     fn add(&mut self, clocks: &Clocks, mut config: Vec<String>) {
+        config.extend(documented_users().map(str::to_owned));
         config.extend(["repl-diskless-sync-delay 0", "repl-ping-replica-period 1"].map(str::to_owned));
         let clock = clocks.of(&format!("redis-{}", self.nodes.len()));
         let options = PrivateRedisOptions { append_only: true, tcp: true, config, environment: clock.environment() };

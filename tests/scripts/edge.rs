@@ -16,6 +16,7 @@ use futures::stream::{FuturesOrdered, FuturesUnordered};
 use job_router::redis::{
     Arg, PrivateRedis, PrivateRedisOptions, ReadFrom, Redis, RedisError, RedisSettings, Refusal, Reply, Script,
 };
+use secrecy::SecretString;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -218,7 +219,10 @@ async fn what_can_never_work_is_told_and_what_does_not_answer_is_told_in_time() 
 async fn a_password_is_taken_from_the_settings_and_a_wrong_one_is_told() {
     let config = vec!["requirepass hunter2".to_owned()];
     let server = PrivateRedis::start(&PrivateRedisOptions { config, ..PrivateRedisOptions::default() }).unwrap();
-    let with = |password: &str| RedisSettings { password: Some(password.into()), ..settings(&server.url()) };
+    let with = |password: &str| RedisSettings {
+        password: Some(SecretString::from(password).into()),
+        ..settings(&server.url())
+    };
     assert!(works(&Redis::connect(&with("hunter2")).await.unwrap()).await);
     let error = Redis::connect(&with("wrong")).await.err().unwrap();
     assert!(matches!(&error, RedisError::Unavailable(text) if text.contains("WRONGPASS")), "{error}");

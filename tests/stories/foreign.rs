@@ -70,7 +70,7 @@ async fn lie_natively(pod: &TestPod, lies: &[proto::Lease]) -> Vec<Down> {
 async fn lie_as_a_gitlab_runner(pod: &TestPod, bearer: &str) -> Result<bytes::Bytes, tonic::Status> {
     let said = json!({
         "info": {"name": "s_2", "features": {"everything": true}, "labels": {"project": "2"}, "tags": ["any"]},
-        "token": token(2), "system_id": "s_2", "last_update": "9999999999999", "project_id": 2, "run_untagged": true,
+        "token": token(2), "system_id": "s_9", "last_update": "9999999999999", "project_id": 2, "run_untagged": true,
         "session": {"url": "http://127.0.0.1", "authorization": token(2)},
     });
     let mut request = Request::new(GetJobRequest { job_request: said.to_string().into() });
@@ -101,9 +101,11 @@ async fn a_runner_that_lies_in_every_message_of_both_doors_gets_no_job_of_others
 
     let native = lie_natively(&pod, &lies);
     let gitlab = async {
+        let since = std::time::Instant::now();
         let own = token(1);
         let answers = futures::future::join_all((0..5).map(|_| lie_as_a_gitlab_runner(&pod, &own))).await;
         assert!(answers.into_iter().all(|answer| answer.expect("nothing for it").is_empty()));
+        assert!(since.elapsed() >= Duration::from_millis(900), "they were held, while jobs of others waited");
         for bearer in ["", "token-2x", "*"] {
             let refused = lie_as_a_gitlab_runner(&pod, bearer).await.expect_err("nobody's token");
             assert_eq!(refused.code(), Code::PermissionDenied);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures::future::LocalBoxFuture;
 use job_router::proto::gitlab::GetJobRequest;
 use job_router::proto::gitlab::job_router_client::JobRouterClient;
+use job_router::redis::PrivateRedisOptions;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -67,22 +68,11 @@ async fn rails_says(installation: &Installation, what: &str, id: u64) {
     installation.publish(what, json!({"id": id, "tenant": "ns:1", "status": status})).await;
 }
 
-/// Until so many calls are held, as the pod tells those who explain.
-async fn until_free(installation: &Installation, slots: u64) {
-    let key = format!("{{{}:runners}}:fleet:a", installation.config.key_prefix);
-    let told = async || {
-        let told = installation.redis.command("HVALS", [key.as_str().into()]).await.ok()?.into_array().ok()?;
-        let seen = told.iter().filter_map(|seen| serde_json::from_str::<Value>(seen.as_str().ok()?).ok());
-        Some(seen.filter_map(|seen| seen["free"].as_u64()).sum::<u64>())
-    };
-    installation.until("calls are held", async || (told().await? == slots).then_some(())).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_call_gets_its_job_and_rails_tells_the_rest() {
     let (installation, pod, channel) = world().await;
     let held = call(&channel, 1, "s_1");
-    until_free(&installation, 1).await;
+    installation.until_free("a", 1).await;
     publish(&installation, 7).await;
     let published = Instant::now();
     let answer = held.await.expect("no panic").expect("a job");
@@ -149,7 +139,7 @@ async fn only_what_is_no_runners_doing_is_an_error() {
 async fn each_held_call_is_a_slot() {
     let (installation, pod, channel) = world().await;
     let calls = [call(&channel, 1, "s_1"), call(&channel, 1, "s_1"), call(&channel, 1, "s_2")];
-    until_free(&installation, 3).await;
+    installation.until_free("a", 3).await;
     for id in 1..=4 {
         publish(&installation, id).await;
     }
@@ -170,9 +160,9 @@ async fn a_call_that_was_canceled_is_a_slot_no_more() {
     let (installation, pod, channel) = world().await;
     let gone = call(&channel, 1, "s_1");
     let stays = call(&channel, 1, "s_2");
-    until_free(&installation, 2).await;
+    installation.until_free("a", 2).await;
     gone.abort();
-    until_free(&installation, 1).await;
+    installation.until_free("a", 1).await;
     publish(&installation, 1).await;
     publish(&installation, 2).await;
     assert_eq!(job_of(stays).await["id"], 1);
@@ -189,7 +179,7 @@ async fn a_job_that_rails_does_not_hear_of_in_time_goes_to_another_under_a_new_l
     installation.config.decline_backoff = Duration::from_secs(60);
     let (installation, pod, channel) = with(installation).await;
     let dies = call(&channel, 1, "s_1");
-    until_free(&installation, 1).await;
+    installation.until_free("a", 1).await;
     publish(&installation, 1).await;
     assert_eq!(job_of(dies).await["id"], 1);
     let since = Instant::now();
@@ -223,7 +213,7 @@ async fn what_rails_says_of_a_job_wins_over_where_the_router_has_it() {
     runs_at(1, 2, "s_9").await;
     installation.until_events("job.running", 1).await;
     let held = call(&channel, 1, "s_1");
-    until_free(&installation, 1).await;
+    installation.until_free("a", 1).await;
     // One that was handed to another.
     publish(&installation, 2).await;
     assert_eq!(job_of(held).await["id"], 2, "the first is not queued any more");
@@ -277,7 +267,7 @@ async fn a_job_of_a_runner_that_never_beats_is_not_lost_when_a_lease_is_over() {
 async fn a_pod_that_drains_answers_its_calls_empty_and_cuts_none() {
     let (installation, pod, channel) = world().await;
     let calls: Vec<_> = (0..20).map(|_| call(&channel, 1, "s_1")).collect();
-    until_free(&installation, 20).await;
+    installation.until_free("a", 20).await;
     let since = Instant::now();
     pod.end().await;
     println!("drained in {:?}", since.elapsed());
@@ -290,7 +280,7 @@ async fn a_pod_that_drains_answers_its_calls_empty_and_cuts_none() {
 async fn a_runner_that_is_deleted_is_refused_at_once_in_all_its_calls() {
     let (installation, pod, channel) = world().await;
     let calls = [call(&channel, 1, "s_1"), call(&channel, 1, "s_2")];
-    until_free(&installation, 2).await;
+    installation.until_free("a", 2).await;
     installation.publish("runner.deleted", json!({"id": 1})).await;
     for call in calls {
         let answer = tokio::time::timeout(Duration::from_secs(2), call).await.expect("at once").expect("no panic");
@@ -303,12 +293,13 @@ async fn a_runner_that_is_deleted_is_refused_at_once_in_all_its_calls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_away_is_an_error_only_after_all_the_time_that_a_call_is_held() {
-    let (mut installation, mut server) = Installation::alone().await;
+    let kept = PrivateRedisOptions { append_only: true, ..PrivateRedisOptions::default() };
+    let (mut installation, mut server) = Installation::alone_with(kept).await;
     installation.config.redis_command_timeout = Duration::from_millis(300);
     installation.config.gitlab_hold = Duration::from_secs(4);
     let (installation, pod, channel) = with(installation).await;
     let held = call(&channel, 1, "s_1");
-    until_free(&installation, 1).await;
+    installation.until_free("a", 1).await;
     server.stop().expect("stops");
     installation.until("not ready", async || (pod.admin("/readyz").await.0 == 503).then_some(())).await;
     let (since, new) = (Instant::now(), call(&channel, 1, "s_2"));
@@ -319,7 +310,6 @@ async fn redis_away_is_an_error_only_after_all_the_time_that_a_call_is_held() {
     let new = call(&channel, 1, "s_3");
     tokio::time::sleep(Duration::from_millis(500)).await;
     server.restart().expect("starts");
-    installation.register(1, json!({})).await;
     publish(&installation, 1).await;
     assert_eq!(job_of(new).await["id"], 1, "Redis was back in time");
     drop(pod);
@@ -329,6 +319,7 @@ async fn redis_away_is_an_error_only_after_all_the_time_that_a_call_is_held() {
 async fn rails_is_told_that_an_idle_runner_is_there() {
     let mut installation = Installation::new().await;
     installation.config.offline_after = Duration::from_secs(3);
+    installation.config.online_interval = Duration::from_secs(24 * 3600); // told once, but at the border of two
     let (installation, pod, channel) = with(installation).await;
     let other = installation.pod("b").await;
     let held = call(&channel, 1, "s_1");
@@ -364,14 +355,14 @@ async fn a_redis_that_has_lost_its_runners_refuses_none_until_rails_has_told_of_
     installation.config.rebuild_hold = Some(Duration::from_secs(3));
     let (installation, pod, channel) = with(installation).await;
     let before = call(&channel, 1, "s_1");
-    until_free(&installation, &pod, 1).await;
+    installation.until_free("a", 1).await;
     installation.command("FLUSHALL", &[]).await;
     installation.until_events("redis.empty", 1).await;
     let (since, known, nobody) = (Instant::now(), call(&channel, 1, "s_2"), call(&channel, 2, "s_1"));
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!known.is_finished() && !nobody.is_finished());
     installation.register(1, json!({})).await;
-    until_free(&installation, &pod, 2).await;
+    installation.until_free("a", 2).await;
     // For a while longer, as it may not be told of all yet.
     let nobody = tokio::time::timeout(Duration::from_secs(10), nobody).await.expect("in time").expect("no panic");
     assert_eq!(nobody.expect_err("no runner has this token").code(), Code::PermissionDenied);

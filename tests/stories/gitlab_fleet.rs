@@ -273,18 +273,13 @@ async fn runners_that_are_killed_while_their_calls_are_held_take_no_job_with_the
     let pod = installation.pod("a").await;
     let fleet = Fleet::new(installation, &[&pod]);
     let mut managers = fleet.managers(10, 1).await;
-    let free = async |slots: usize| {
-        let line = format!("job_router_slots_free {slots}");
-        let is_told = async || pod.admin("/metrics").await.1.lines().any(|told| told == line).then_some(());
-        fleet.installation.until(&line, is_told).await;
-    };
-    free(10).await;
+    fleet.installation.until_free("a", 10).await;
     managers.truncate(4);
     fleet.publish(1..=60, ms(100), ms(20)).await;
     fleet.until_ended(60).await;
     fleet.judge("6 of 10 managers killed", Allowed::default()).await;
     stop(managers).await;
-    free(0).await;
+    fleet.installation.until_free("a", 0).await;
     pod.end().await;
 }
 

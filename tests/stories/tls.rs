@@ -11,6 +11,8 @@ use job_router::proto::router_message::Kind as Down;
 use job_router::proto::runner_message::Kind as Up;
 use job_router::redis::{Arg, PrivateRedisOptions, Redis, ReservedPort};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request};
@@ -18,6 +20,7 @@ use tonic::{Code, Request};
 use crate::support::certificates::{Authority, Files, Signed};
 use crate::support::pods::{Installation, LIMIT, Noting, TestPod, token};
 use crate::support::raw::{self, Raw};
+use crate::support::{POD_PASSWORD, POD_USER};
 
 /// An installation whose pods show a certificate of this authority.
 struct Encrypted {
@@ -145,6 +148,22 @@ async fn with_an_authority_for_runners_only_those_it_signed_are_heard_and_their_
     nobody.say(Up::Hello(raw::hello("s_1", 1))).await;
     let mut nobody = nobody;
     assert_eq!(nobody.end().await.expect_err("no runner's token").code(), Code::Unauthenticated);
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_does_not_agree_on_tls_is_cut() {
+    let mut encrypted = Encrypted::by(&Authority::new()).await;
+    encrypted.installation.config.hello_timeout = Duration::from_millis(300);
+    let pod = encrypted.pod().await;
+    let half_a_hello: &[u8] = &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00];
+    for said in [&[], half_a_hello] {
+        let mut tcp = TcpStream::connect(pod.url.trim_start_matches("http://")).await.expect("connects");
+        tcp.write_all(said).await.expect("writes");
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(LIMIT, tcp.read_to_end(&mut answer)).await.expect("it is cut");
+        assert!(ended.is_err() || answer.is_empty(), "nothing was agreed on: {answer:?}");
+    }
     pod.end().await;
 }
 
@@ -280,10 +299,73 @@ async fn the_user_of_the_documentation_may_do_no_more_than_it_must() {
         ("CLIENT LIST", &[]),
         ("SHUTDOWN", &[]),
         ("PUBLISH", &["channel", "text"]),
+        ("SCAN", &["0"]),
+        ("RANDOMKEY", &[]),
     ] {
         let args = args.iter().map(|arg| Arg::from(*arg));
         let error = user.command_at("any", command, args).await.expect_err(command).to_string();
         assert!(error.contains("NOPERM"), "{command}: {error}");
     }
     pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_for_rails_may_do_what_the_contract_asks_of_it() {
+    let (installation, _redis) = Installation::alone().await;
+    let pod = installation.pod("a").await;
+    let mut config = installation.config.clone();
+    config.redis_username = Some("rails".to_owned());
+    let rails = Redis::connect(&redis_settings(&config).expect("settings")).await.expect("logs in");
+    let events = format!("{{{}:0}}:events", config.key_prefix);
+    let call = async |line: &str| {
+        let line = line.replace("EVENTS", &events).replace("INBOX", &config.inbox_stream);
+        let mut words = line.split(' ');
+        let name: &'static str = words.next().expect("a command").replace('_', " ").leak();
+        rails.command_at(&events, name, words.map(Arg::from)).await
+    };
+    let message =
+        "XADD INBOX * v 1 type job.pending data {\"id\":1,\"project_id\":1,\"namespace_ids\":[1],\"payload\":{}}";
+    call(message).await.expect("publishes");
+    installation.until_events("job.queued", 1).await;
+    for allowed in [
+        "XGROUP_CREATE EVENTS rails 0",
+        "XREADGROUP GROUP rails a COUNT 10 STREAMS EVENTS >",
+        "XAUTOCLAIM EVENTS rails b 0 0",
+        "XPENDING EVENTS rails",
+        "XACK EVENTS rails 0-1",
+        "XINFO_GROUPS EVENTS",
+        "XLEN EVENTS",
+        "WAIT 0 1",
+        "ROLE",
+        "PING",
+    ] {
+        call(allowed).await.expect(allowed);
+    }
+    for denied in ["XRANGE INBOX - +", "DEL EVENTS", "FCALL f 0", "HGETALL {t0:0}:job:1", "FLUSHALL", "CONFIG_GET *"] {
+        let error = call(denied).await.expect_err(denied).to_string();
+        assert!(error.contains("NOPERM"), "{denied}: {error}");
+    }
+    pod.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_password_of_redis_is_changed_while_a_pod_runs() {
+    let (mut installation, mut server) =
+        Installation::alone_with(PrivateRedisOptions { append_only: true, ..PrivateRedisOptions::default() }).await;
+    let files = Files::new();
+    installation.config.redis_password = None;
+    installation.config.redis_password_file = Some(files.put("password", &format!("{POD_PASSWORD}\n")));
+    let pod = installation.pod("a").await;
+    installation.register(1, json!({})).await;
+    files.put("password", "another\n");
+    // As after the operator's change of the ACL file: the old one is good no more.
+    let is_new = [format!("<{POD_PASSWORD}"), ">another".to_owned()];
+    installation.command("ACL SETUSER", &[POD_USER, &is_new[0], &is_new[1]]).await;
+    installation.command("CLIENT KILL", &["USER", POD_USER]).await;
+    let runner = installation.runner(&pod.url, 1, "s_1", 1, Noting::default());
+    installation.job(1, json!({})).await;
+    installation.until_events("job.finished", 1).await;
+    runner.stop().await;
+    pod.end().await;
+    server.stop().expect("stops");
 }

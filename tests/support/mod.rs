@@ -31,9 +31,14 @@ pub fn redis_url() -> String {
 
 /// A Redis that has the users of `docs/security.md`, for instances as [`instance`] names them. The test itself may do all.
 pub fn start_redis(mut options: PrivateRedisOptions) -> PrivateRedis {
-    let documented = include_str!("../../docs/security.md").lines().filter(|line| line.starts_with("user "));
-    options.config.extend(documented.map(|line| line.replace("~jr:inbox", "~t*:inbox").replace("jr:*", "t*")));
+    let ours = |line: &str| line.replace("~jr:inbox", "~t*:inbox").replace("jr:*", "t*");
+    options.config.extend(documented_users().map(ours));
     PrivateRedis::start(&options).expect("redis-server starts")
+}
+
+/// The users of `docs/security.md`, as lines of a configuration, for keys that begin with `jr`.
+pub fn documented_users() -> impl Iterator<Item = &'static str> {
+    include_str!("../../docs/security.md").lines().filter(|line| line.starts_with("user "))
 }
 
 /// An instance name no other test uses.

@@ -229,6 +229,17 @@ impl Installation {
         jobs.iter().take(5).map(job).collect::<Vec<_>>().join("\n")
     }
 
+    /// Waits until a pod has so many free slots, as it tells those who explain.
+    pub async fn until_free(&self, pod: &str, slots: u64) {
+        let key = format!("{{{}:runners}}:fleet:{pod}", self.config.key_prefix);
+        let told = async || {
+            let told = self.redis.command("HVALS", [key.as_str().into()]).await.ok()?.into_array().ok()?;
+            let seen = told.iter().filter_map(|seen| serde_json::from_str::<Value>(seen.as_str().ok()?).ok());
+            Some(seen.filter_map(|seen| seen["free"].as_u64()).sum::<u64>())
+        };
+        self.until("slots are free", async || (told().await? == slots).then_some(())).await;
+    }
+
     /// Waits for something, with a limit.
     pub async fn until<T>(&self, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
         let look = async {
