@@ -14,6 +14,7 @@ mod gitlab_fleet;
 mod health;
 mod inbox;
 mod jobs;
+mod limits;
 mod listing;
 mod pauses;
 mod policy;
