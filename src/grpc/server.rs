@@ -1,4 +1,4 @@
-//! The gRPC server: who may try to open a session, and how often.
+//! The gRPC server: who may try to open a session, and how many there may be.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
