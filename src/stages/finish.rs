@@ -49,8 +49,9 @@ async fn finish(
     let partition = &pod.partitions[usize::from(number)];
     let (before, call) = (pod.seen(number), || partition.finish(pod.config.ended_ttl, &reports));
     let mut outcomes = pod.until_done("finish", call).await?;
-    // Not known here: or has Redis lost it?
-    if outcomes.contains(&Outcome::Gone) && pod.was_lost(number, &before).await? {
+    // Not known here, or not as its runner's: or has Redis lost it, and Rails published it again?
+    let is_odd = |outcome: &Outcome| matches!(outcome, Outcome::Gone | Outcome::Stale);
+    if outcomes.iter().any(is_odd) && pod.was_lost(number, &before).await? {
         outcomes = pod.until_done("finish", call).await?;
     }
     between("finish: before FinishedAck");
